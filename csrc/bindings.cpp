@@ -1,0 +1,36 @@
+// fused_losses._C: what was built and which instruction set runs. It carries no tensor: the operators are registered
+// with torch's dispatcher by csrc/ops when this module is loaded.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/capability.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = FUSED_LOSSES_VERSION;
+  info["compiler"] = __VERSION__;
+  info["cxx_standard"] = static_cast<long>(__cplusplus);
+  info["torch_built_with"] = FUSED_LOSSES_TORCH_VERSION;
+  info["torch_target"] = "2.10";
+  info["cpu_capabilities"] = fused_losses::cpu::available_capabilities();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Build information and the choice of the CPU instruction set.";
+  fused_losses::cpu::kernels();  // a bad FUSED_LOSSES_CPU_CAPABILITY is reported at import
+  module.def("build_info", &build_info, "What this extension was built with.");
+  module.def("available_cpu_capabilities", &fused_losses::cpu::available_capabilities,
+             "Instruction sets that can run here, from the least to the best.");
+  module.def(
+      "cpu_capability", [] { return std::string(fused_losses::cpu::kernels().name); },
+      "The instruction set in use.");
+  module.def("set_cpu_capability", &fused_losses::cpu::set_capability, py::arg("name"),
+             "Use this instruction set from now on, in every thread; ValueError where it is not available.");
+}

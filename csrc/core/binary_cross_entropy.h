@@ -1,0 +1,45 @@
+// Parameters and formulas of the two elementwise losses, shared by every backend. The formulas are written once for a
+// scalar and for a register: V needs arithmetic, comparisons, and select, max_of, exp, log and log1p.
+#pragma once
+
+#include <cstdint>
+
+#include "element_types.h"
+
+namespace fused_losses {
+
+constexpr int kMaxBroadcastDims = 8;
+
+// A tensor broadcast to the input's shape, addressed by the input's storage order.
+struct BroadcastOperand {
+  const void* data = nullptr;     // null: ones
+  DType dtype = DType::Float32;
+  int num_dims = 0;
+  int64_t sizes[kMaxBroadcastDims] = {};
+  int64_t strides[kMaxBroadcastDims] = {};
+};
+
+enum class ElementwiseMode : int32_t { Loss, LossAndGradient, Backward };
+
+struct BinaryCrossEntropyParams {
+  DType dtype;         // of input and gradient
+  DType target_dtype;  // of target, losses and grad_output
+  ElementwiseMode mode;
+  int64_t num_elements;
+  int64_t elements_per_block;
+  const void* input;
+  const void* target;
+  BroadcastOperand weight;
+  BroadcastOperand pos_weight;
+  void* losses;             // [num_elements], or null
+  double* block_losses;     // [num_blocks], or null
+  void* gradient;           // may be the input itself
+  double gradient_scale;    // 1 / num_elements with a mean, times a scalar grad_output
+  const void* grad_output;  // [num_elements], or null
+  int32_t* block_faults;    // [num_blocks] RangeFault bits, or null
+};
+
+// What torch.nn.functional.binary_cross_entropy refuses: values outside [0, 1], NaN included.
+enum RangeFault : int32_t { kInputOutOfRange = 1, kTargetOutOfRange = 2 };
+
+}  // namespace fused_losses

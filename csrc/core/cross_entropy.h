@@ -1,0 +1,73 @@
+// Parameters and per-row formulas of softmax cross-entropy, shared by every backend.
+//
+// Note [Target mass]
+// Index targets, label smoothing and probability targets are one formula. A row has
+//   * a dense mass q_c: label_smoothing / C * class_weight_c with smoothing, the (smoothed, weighted) probability with
+//     probability targets, 0 otherwise; Q = sum_c q_c;
+//   * a point mass y at the target class t: (1 - label_smoothing) * class_weight_t with index targets, 0 otherwise.
+// With m = max(x), S = sum_c exp(x_c - m), p_c = exp(x_c - m) / S:
+//   loss   = y * (log S - (x_t - m)) + Q * log S - sum_c q_c (x_c - m)
+//   d/dx_c = (Q + y) p_c - q_c - y [c = t]
+// Source: Szegedy et al., Rethinking the Inception Architecture (arXiv:1512.00567), section 7, with class weights as
+// torch.nn.CrossEntropyLoss documents them.
+#pragma once
+
+#include <cstdint>
+
+#include "class_layout.h"
+#include "element_types.h"
+#include "index_target.h"
+
+namespace fused_losses {
+
+enum class CrossEntropyMode : int32_t {
+  Loss,              // losses and, if asked for, statistics
+  LossAndGradient,   // losses and the gradient for grad_output = 1
+  Backward,          // the gradient from statistics and grad_output
+};
+
+enum class TargetKind : int32_t { Index, SmoothedIndex, Probability };
+
+enum class CrossEntropySweep : int32_t {
+  Rows,             // classes contiguous and many
+  TransposedTiles,  // classes contiguous and few
+  InnerTiles,       // classes strided, inner axis contiguous
+};
+
+struct CrossEntropyParams {
+  DType dtype;                 // of logits and gradient
+  DType probability_dtype;     // of probability targets
+  TargetKind target_kind;
+  CrossEntropyMode mode;
+  CrossEntropySweep sweep;
+
+  int64_t num_positions;       // outer_size * inner_size
+  int64_t inner_size;
+  int64_t num_classes;
+  int64_t positions_per_block;
+
+  const void* logits;
+  ClassLayout logits_layout;
+  void* gradient;              // may be the logits themselves
+  ClassLayout gradient_layout;
+
+  IndexTarget target;          // [num_positions]; its class weights also serve probability targets
+  const void* probability_target;
+  ClassLayout probability_layout;
+  double label_smoothing;
+  double class_weight_sum;     // of all classes; num_classes without weights
+
+  double gradient_scale;       // 1 / denominator with a mean, else 1
+  const void* grad_output;     // Backward: accumulation type; [num_positions] with stride 1, or one value with stride 0
+  int64_t grad_output_stride;
+
+  void* losses;                // [num_positions] in the accumulation type, or null
+  double* block_losses;        // [num_blocks] sums of the losses, or null
+
+  // Statistics, [num_positions] each in the accumulation type, or null: see Note [Target mass] for m, S and Q.
+  void* row_max;
+  void* row_sum;
+  void* row_mass;              // probability targets only
+};
+
+}  // namespace fused_losses

@@ -1,0 +1,25 @@
+// Class indices as targets: what cross-entropy and NLL read of them.
+#pragma once
+
+#include <cstdint>
+
+#include "element_types.h"
+
+namespace fused_losses {
+
+struct IndexTarget {
+  const void* data = nullptr;
+  IndexType type = IndexType::Int64;
+  int64_t num_classes = 0;
+  int64_t ignore_index = 0;
+  const void* class_weight = nullptr;  // [num_classes] in the accumulation type, or null
+  bool double_weight = false;          // the accumulation type is double
+};
+
+// What one pass over targets finds: their weights, and the first one that is no class.
+struct TargetScan {
+  double weight;
+  int64_t first_invalid;  // position, or -1
+};
+
+}  // namespace fused_losses

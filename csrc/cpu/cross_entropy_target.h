@@ -1,0 +1,114 @@
+// Targets of cross-entropy as the kernels see them: see Note [Target mass] in core/cross_entropy.h.
+#pragma once
+
+#include "../core/cross_entropy.h"
+#include "index_target.h"
+#include "vec.h"
+
+namespace fused_losses::cpu {
+namespace {
+
+// The point mass of one position; ignored positions and probability targets have none.
+template <class A>
+struct PointMass {
+  int64_t target_class = -1;
+  A mass = 0;
+};
+
+template <class A>
+inline PointMass<A> point_mass(const CrossEntropyParams& params, int64_t position) {
+  if (params.target_kind == TargetKind::Probability) return {};
+  const int64_t index = read_index(params.target, position);
+  if (index == params.target.ignore_index) return {};
+  const A weight = params.target.class_weight ? static_cast<const A*>(params.target.class_weight)[index] : A(1);
+  return {index, static_cast<A>(1 - params.label_smoothing) * weight};
+}
+
+// The dense mass q_c. `at` gives kLanes classes of one row (0 beyond `count`), `of_class` one class of a tile, where
+// `probability` holds the target's values at that class.
+template <class A>
+struct NoMass {
+  static constexpr bool kDense = false;
+  static constexpr bool kReadsProbability = false;
+  using ProbabilityType = A;
+  void start_row(const CrossEntropyParams&, int64_t) {}
+  explicit NoMass(const CrossEntropyParams&) {}
+  A total() const { return 0; }
+  Vec<A> at(int64_t) const { return Vec<A>{}; }
+  Vec<A> at(int64_t, int64_t) const { return Vec<A>{}; }
+  Vec<A> of_class(int64_t, Vec<A>) const { return Vec<A>{}; }
+};
+
+template <class A>
+struct UniformMass {
+  static constexpr bool kDense = true;
+  static constexpr bool kReadsProbability = false;
+  using ProbabilityType = A;
+  A mass;
+  A sum;
+  explicit UniformMass(const CrossEntropyParams& params)
+      : mass(static_cast<A>(params.label_smoothing / static_cast<double>(params.num_classes))),
+        sum(static_cast<A>(params.label_smoothing)) {}
+  void start_row(const CrossEntropyParams&, int64_t) {}
+  A total() const { return sum; }
+  Vec<A> at(int64_t) const { return broadcast(mass); }
+  Vec<A> at(int64_t, int64_t) const { return broadcast(mass); }
+  Vec<A> of_class(int64_t, Vec<A>) const { return broadcast(mass); }
+};
+
+template <class A>
+struct WeightedMass {
+  static constexpr bool kDense = true;
+  static constexpr bool kReadsProbability = false;
+  using ProbabilityType = A;
+  const A* weight;
+  A mass;
+  A sum;
+  explicit WeightedMass(const CrossEntropyParams& params)
+      : weight(static_cast<const A*>(params.target.class_weight)),
+        mass(static_cast<A>(params.label_smoothing / static_cast<double>(params.num_classes))),
+        sum(static_cast<A>(params.label_smoothing * params.class_weight_sum /
+                           static_cast<double>(params.num_classes))) {}
+  void start_row(const CrossEntropyParams&, int64_t) {}
+  A total() const { return sum; }
+  Vec<A> at(int64_t c) const { return load(weight + c) * mass; }
+  Vec<A> at(int64_t c, int64_t count) const { return load_partial(weight + c, count, A(0)) * mass; }
+  Vec<A> of_class(int64_t c, Vec<A>) const { return broadcast(weight[c] * mass); }
+};
+
+// Smoothed probabilities, times the class weights where there are any; its total is a sum over the row.
+template <class U, bool kWeighted>
+struct ProbabilityMass {
+  using A = Accumulation<U>;
+  static constexpr bool kDense = true;
+  static constexpr bool kReadsProbability = true;
+  using ProbabilityType = U;
+  const U* target;
+  const A* weight;
+  A keep;
+  A spread;
+  explicit ProbabilityMass(const CrossEntropyParams& params)
+      : target(nullptr),
+        weight(static_cast<const A*>(params.target.class_weight)),
+        keep(static_cast<A>(1 - params.label_smoothing)),
+        spread(static_cast<A>(params.label_smoothing / static_cast<double>(params.num_classes))) {}
+  void start_row(const CrossEntropyParams& params, int64_t position) {
+    target = static_cast<const U*>(params.probability_target) +
+             params.probability_layout.offset(position / params.inner_size, position % params.inner_size);
+  }
+  Vec<A> at(int64_t c) const {
+    const Vec<A> smoothed = load(target + c) * keep + spread;
+    return kWeighted ? smoothed * load(weight + c) : smoothed;
+  }
+  Vec<A> at(int64_t c, int64_t count) const {
+    const Vec<A> smoothed = load_partial(target + c, count, A(0)) * keep + spread;
+    return kWeighted ? smoothed * load_partial(weight + c, count, A(0)) : smoothed;
+  }
+  Vec<A> of_class(int64_t c, Vec<A> probability) const {
+    const Vec<A> smoothed = probability * keep + spread;
+    return kWeighted ? smoothed * weight[c] : smoothed;
+  }
+};
+
+}  // namespace
+}  // namespace fused_losses::cpu

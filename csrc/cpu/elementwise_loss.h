@@ -1,0 +1,223 @@
+// The sweep of an elementwise loss: input and target are read once, losses are summed or written, the gradient is
+// written once. Broadcast weights are laid out chunk by chunk in the first-level cache.
+#pragma once
+
+#include "../core/binary_cross_entropy.h"
+#include "vec.h"
+
+namespace fused_losses::cpu {
+namespace {
+
+constexpr int kChunkElements = 1024;
+
+template <class A, class W>
+inline void copy_run(const W* source, int64_t stride, int64_t count, A* destination) {
+  if (stride == 0) {
+    const A value = static_cast<A>(load_scalar(source));
+    for (int64_t i = 0; i < count; ++i) destination[i] = value;
+  } else {
+    for (int64_t i = 0; i < count; ++i) destination[i] = static_cast<A>(load_scalar(source + i * stride));
+  }
+}
+
+template <class A>
+inline void copy_run(const BroadcastOperand& operand, int64_t offset, int64_t stride, int64_t count, A* destination) {
+  switch (operand.dtype) {
+    case DType::Float32:
+      return copy_run(static_cast<const float*>(operand.data) + offset, stride, count, destination);
+    case DType::Float64:
+      return copy_run(static_cast<const double*>(operand.data) + offset, stride, count, destination);
+    case DType::BFloat16:
+      return copy_run(static_cast<const BFloat16*>(operand.data) + offset, stride, count, destination);
+    case DType::Float16:
+      return copy_run(static_cast<const Float16*>(operand.data) + offset, stride, count, destination);
+  }
+}
+
+// Elements [first, first + count) of the broadcast operand.
+template <class A>
+inline void fill_broadcast(const BroadcastOperand& operand, int64_t first, int64_t count, A* destination) {
+  if (operand.data == nullptr) {
+    for (int64_t i = 0; i < count; ++i) destination[i] = 1;
+    return;
+  }
+  const int last_dim = operand.num_dims - 1;
+  int64_t index[kMaxBroadcastDims];
+  int64_t rest = first;
+  for (int dim = last_dim; dim >= 0; --dim) {
+    index[dim] = rest % operand.sizes[dim];
+    rest /= operand.sizes[dim];
+  }
+  while (count > 0) {
+    int64_t offset = 0;
+    for (int dim = 0; dim <= last_dim; ++dim) offset += index[dim] * operand.strides[dim];
+    const int64_t available = operand.sizes[last_dim] - index[last_dim];
+    const int64_t run = available < count ? available : count;
+    copy_run(operand, offset, operand.strides[last_dim], run, destination);
+    destination += run;
+    count -= run;
+    index[last_dim] = 0;
+    for (int dim = last_dim - 1; dim >= 0; --dim) {
+      if (++index[dim] < operand.sizes[dim]) break;
+      index[dim] = 0;
+    }
+  }
+}
+
+template <class Formula, class T, class U, bool kWeighted>
+class ElementwiseKernel {
+  using A = Accumulation<T>;
+
+ public:
+  explicit ElementwiseKernel(const BinaryCrossEntropyParams& params)
+      : params_(params), scale_(static_cast<A>(params.gradient_scale)) {}
+
+  template <bool kLoss, bool kGradient>
+  void run(int64_t block_begin, int64_t block_end) {
+    for (int64_t block = block_begin; block < block_end; ++block) {
+      const int64_t first = block * params_.elements_per_block;
+      const int64_t end = first + params_.elements_per_block;
+      const int64_t last = end < params_.num_elements ? end : params_.num_elements;
+      double block_loss = 0;
+      input_outside_ = target_outside_ = IntVec<A>{};
+      for (int64_t i = first; i < last; i += kChunkElements) {
+        block_loss += chunk<kLoss, kGradient>(i, last - i < kChunkElements ? last - i : kChunkElements);
+      }
+      if constexpr (kLoss) {
+        if (params_.block_losses != nullptr) params_.block_losses[block] = block_loss;
+        if (params_.block_faults != nullptr) params_.block_faults[block] = faults();
+      }
+    }
+  }
+
+ private:
+  template <bool kLoss, bool kGradient>
+  double chunk(int64_t first, int64_t count) {
+    if constexpr (kWeighted) {
+      fill_broadcast(params_.weight, first, count, weight_);
+      fill_broadcast(params_.pos_weight, first, count, pos_weight_);
+    }
+    const T* input = static_cast<const T*>(params_.input) + first;
+    const U* target = static_cast<const U*>(params_.target) + first;
+    U* losses = params_.losses != nullptr ? static_cast<U*>(params_.losses) + first : nullptr;
+    T* gradient = static_cast<T*>(params_.gradient) + (kGradient ? first : 0);
+    const U* grad_output =
+        params_.grad_output != nullptr ? static_cast<const U*>(params_.grad_output) + first : nullptr;
+    Vec<A> sum[2] = {};
+    int64_t i = 0;
+    for (; i + kLanes<A> <= count; i += kLanes<A>) {
+      const Vec<A> x = load(input + i);
+      const Vec<A> y = load(target + i);
+      if constexpr (kLoss) {
+        const Vec<A> loss = weighted(Formula::template loss<A>(x, y, pos_weight(i)), i);
+        sum[(i / kLanes<A>) & 1] += loss;
+        if (losses != nullptr) store(losses + i, loss);
+        check_range(x, y);
+      }
+      if constexpr (kGradient) {
+        Vec<A> value = weighted(Formula::template gradient<A>(x, y, pos_weight(i)), i) * scale_;
+        if (grad_output != nullptr) value *= load(grad_output + i);
+        store(gradient + i, value);
+      }
+    }
+    if (i < count) {
+      const int64_t rest = count - i;
+      const Vec<A> x = load_partial(input + i, rest, A(0));  // 0 is in the range of every formula
+      const Vec<A> y = load_partial(target + i, rest, A(0));
+      if constexpr (kLoss) {
+        const Vec<A> loss = weighted(Formula::template loss<A>(x, y, pos_weight(i)), i);
+        A lanes[kLanes<A>] = {};
+        store_partial(lanes, loss, rest);
+        sum[0] += load(lanes);
+        if (losses != nullptr) store_partial(losses + i, loss, rest);
+        check_range(x, y);
+      }
+      if constexpr (kGradient) {
+        Vec<A> value = weighted(Formula::template gradient<A>(x, y, pos_weight(i)), i) * scale_;
+        if (grad_output != nullptr) value *= load_partial(grad_output + i, rest, A(0));
+        store_partial(gradient + i, value, rest);
+      }
+    }
+    return static_cast<double>(sum_lanes<A>(sum[0] + sum[1]));
+  }
+
+  Vec<A> weighted(Vec<A> value, int64_t i) const {
+    if constexpr (kWeighted) value *= load(weight_ + i);
+    return value;
+  }
+
+  Vec<A> pos_weight(int64_t i) const {
+    if constexpr (kWeighted) {
+      return load(pos_weight_ + i);
+    } else {
+      return broadcast(A(1));
+    }
+  }
+
+  void check_range(Vec<A> x, Vec<A> y) {
+    if constexpr (Formula::kChecksRange) {
+      const Vec<A> zero{};
+      const Vec<A> one = broadcast(A(1));
+      input_outside_ |= ~((x >= zero) & (x <= one));  // NaN is outside
+      target_outside_ |= ~((y >= zero) & (y <= one));
+    }
+  }
+
+  int32_t faults() const {
+    return (any_lane<A>(input_outside_) ? kInputOutOfRange : 0) | (any_lane<A>(target_outside_) ? kTargetOutOfRange : 0);
+  }
+
+  const BinaryCrossEntropyParams& params_;
+  A scale_;
+  IntVec<A> input_outside_{};
+  IntVec<A> target_outside_{};
+  // One register longer than a chunk, so that the last one may be read whole.
+  alignas(64) A weight_[kWeighted ? kChunkElements + kLanes<A> : 1] = {};
+  alignas(64) A pos_weight_[kWeighted ? kChunkElements + kLanes<A> : 1] = {};
+};
+
+template <class Formula, class T, class U, bool kWeighted>
+void by_mode(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+  ElementwiseKernel<Formula, T, U, kWeighted> kernel(params);
+  switch (params.mode) {
+    case ElementwiseMode::Loss:
+      return kernel.template run<true, false>(block_begin, block_end);
+    case ElementwiseMode::LossAndGradient:
+      return kernel.template run<true, true>(block_begin, block_end);
+    case ElementwiseMode::Backward:
+      return kernel.template run<false, true>(block_begin, block_end);
+  }
+}
+
+template <class Formula, class T, class U>
+void by_weight(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+  if (params.weight.data != nullptr || params.pos_weight.data != nullptr) {
+    by_mode<Formula, T, U, true>(params, block_begin, block_end);
+  } else {
+    by_mode<Formula, T, U, false>(params, block_begin, block_end);
+  }
+}
+
+// 16-bit inputs come with targets of their own type or, from mixed precision, with float32 targets.
+template <class Formula, class T>
+void by_target_type(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+  if (params.target_dtype == params.dtype) return by_weight<Formula, T, T>(params, block_begin, block_end);
+  if constexpr (sizeof(T) == 2) by_weight<Formula, T, float>(params, block_begin, block_end);
+}
+
+template <class Formula>
+void elementwise_loss(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+  switch (params.dtype) {
+    case DType::Float32:
+      return by_target_type<Formula, float>(params, block_begin, block_end);
+    case DType::Float64:
+      return by_target_type<Formula, double>(params, block_begin, block_end);
+    case DType::BFloat16:
+      return by_target_type<Formula, BFloat16>(params, block_begin, block_end);
+    case DType::Float16:
+      return by_target_type<Formula, Float16>(params, block_begin, block_end);
+  }
+}
+
+}  // namespace
+}  // namespace fused_losses::cpu

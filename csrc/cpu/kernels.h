@@ -1,0 +1,37 @@
+// The entry points of the CPU kernels. Every instruction set defines them in a namespace of its own; the build names it
+// FUSED_LOSSES_CAPABILITY when it compiles the kernel sources.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/binary_cross_entropy.h"
+#include "../core/cross_entropy.h"
+#include "../core/index_target.h"
+#include "../core/nll_loss.h"
+
+namespace fused_losses::cpu {
+
+enum class ElementaryFunction : int64_t { Exp, Log, Log1p, LogOfComplement };
+
+// A kernel works on a range of blocks; blocks have a fixed size, so that sums do not depend on the number of threads.
+using CrossEntropyKernel = void(const CrossEntropyParams&, int64_t block_begin, int64_t block_end);
+using NLLLossKernel = void(const NLLLossParams&, int64_t block_begin, int64_t block_end);
+using BinaryCrossEntropyKernel = void(const BinaryCrossEntropyParams&, int64_t block_begin, int64_t block_end);
+using ScanTargetsKernel = TargetScan(const IndexTarget&, int64_t begin, int64_t end);
+using ElementaryFunctionKernel = void(ElementaryFunction, DType, const void* input, void* output, int64_t count);
+
+#define FUSED_LOSSES_DECLARE_KERNELS(capability)                 \
+  namespace capability {                                         \
+  CrossEntropyKernel cross_entropy;                              \
+  NLLLossKernel nll_loss;                                        \
+  BinaryCrossEntropyKernel binary_cross_entropy;                 \
+  BinaryCrossEntropyKernel binary_cross_entropy_with_logits;     \
+  ScanTargetsKernel scan_targets;                                \
+  ElementaryFunctionKernel elementary_function;                  \
+  }
+
+FUSED_LOSSES_DECLARE_KERNELS(baseline)
+FUSED_LOSSES_DECLARE_KERNELS(avx2)
+FUSED_LOSSES_DECLARE_KERNELS(avx512)
+
+}  // namespace fused_losses::cpu

@@ -1,0 +1,175 @@
+// The register operations that differ between instruction sets: 16-bit conversions, maxima, scaling by 2^n, masked
+// loads and stores. Each has a portable version; x86 replaces those where one instruction does the work.
+#pragma once
+
+#include "vec.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace fused_losses::cpu {
+namespace {
+
+// Note [NaN in maxima]
+// max_of(a, b) and min_of(a, b) return b when either is NaN, as the x86 instructions do. With the bound first a NaN in
+// the data survives clamping; with the accumulator second a NaN is passed over, which is harmless for a running maximum
+// because the exponential of the NaN itself then spoils the sum.
+#if defined(__AVX512F__)
+inline Vec<float> max_of(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
+inline Vec<double> max_of(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b); }
+inline Vec<float> min_of(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
+inline Vec<double> min_of(Vec<double> a, Vec<double> b) { return _mm512_min_pd(a, b); }
+#elif defined(__AVX2__)
+inline Vec<float> max_of(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
+inline Vec<double> max_of(Vec<double> a, Vec<double> b) { return _mm256_max_pd(a, b); }
+inline Vec<float> min_of(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
+inline Vec<double> min_of(Vec<double> a, Vec<double> b) { return _mm256_min_pd(a, b); }
+#elif defined(__SSE2__)
+inline Vec<float> max_of(Vec<float> a, Vec<float> b) { return _mm_max_ps(a, b); }
+inline Vec<double> max_of(Vec<double> a, Vec<double> b) { return _mm_max_pd(a, b); }
+inline Vec<float> min_of(Vec<float> a, Vec<float> b) { return _mm_min_ps(a, b); }
+inline Vec<double> min_of(Vec<double> a, Vec<double> b) { return _mm_min_pd(a, b); }
+#else
+template <class V>
+inline V max_of(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+inline V min_of(V a, V b) {
+  return a < b ? a : b;
+}
+#endif
+
+// value * 2^exponent for an integral exponent in [-1100, 1100], rounded once when the result is subnormal.
+#if defined(__AVX512F__)
+inline Vec<float> scale_by_power_of_two(Vec<float> value, Vec<float> exponent) {
+  return _mm512_scalef_ps(value, exponent);
+}
+inline Vec<double> scale_by_power_of_two(Vec<double> value, Vec<double> exponent) {
+  return _mm512_scalef_pd(value, exponent);
+}
+#else
+template <class A>
+struct FloatFormat;
+template <>
+struct FloatFormat<float> {
+  static constexpr int kMantissaBits = 23;
+  static constexpr int32_t kExponentBias = 127;
+};
+template <>
+struct FloatFormat<double> {
+  static constexpr int kMantissaBits = 52;
+  static constexpr int64_t kExponentBias = 1023;
+};
+
+// In two factors, since 2^exponent itself may be outside the format.
+template <class A>
+inline Vec<A> scale_in_two_steps(Vec<A> value, Vec<A> exponent) {
+  using Format = FloatFormat<A>;
+  // 1.5 * 2^mantissa_bits puts the integer into the low bits: no conversion instruction is needed.
+  const A magic = static_cast<A>(3ull << (Format::kMantissaBits - 1));
+  const IntVec<A> n = bit_cast<IntVec<A>>(exponent + magic) - bit_cast<IntVec<A>>(broadcast<A>(magic));
+  // Biased before the shift: SSE2 and AVX2 have no arithmetic shift of 64-bit lanes, and 2048 + n is never negative.
+  const IntVec<A> half = ((n + 2048) >> 1) - 1024;
+  const IntVec<A> first = (half + Format::kExponentBias) << Format::kMantissaBits;
+  const IntVec<A> second = (n - half + Format::kExponentBias) << Format::kMantissaBits;
+  return value * bit_cast<Vec<A>>(first) * bit_cast<Vec<A>>(second);
+}
+inline Vec<float> scale_by_power_of_two(Vec<float> value, Vec<float> exponent) {
+  return scale_in_two_steps<float>(value, exponent);
+}
+inline Vec<double> scale_by_power_of_two(Vec<double> value, Vec<double> exponent) {
+  return scale_in_two_steps<double>(value, exponent);
+}
+#endif
+
+inline WordBits widen(HalfBits bits) {
+#if defined(__AVX512F__)
+  return bit_cast<WordBits>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(bits)));
+#elif defined(__AVX2__)
+  return bit_cast<WordBits>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(bits)));
+#else
+  return __builtin_convertvector(bits, WordBits);
+#endif
+}
+
+inline HalfBits narrow(WordBits bits) {
+#if defined(__AVX512F__)
+  return bit_cast<HalfBits>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(bits)));
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32(bit_cast<__m256i>(bits), bit_cast<__m256i>(bits));
+  return bit_cast<HalfBits>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+  return __builtin_convertvector(bits, HalfBits);
+#endif
+}
+
+inline Vec<float> from_bits(HalfBits bits, BFloat16) { return bit_cast<Vec<float>>(widen(bits) << 16); }
+
+inline HalfBits to_bits(Vec<float> value, BFloat16) {
+  const WordBits bits = bit_cast<WordBits>(value);
+  const WordBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const WordBits quiet_nan = WordBits{} + 0x7fc0;
+  return narrow(value == value ? rounded : quiet_nan);
+}
+
+#if defined(__AVX512F__)
+inline Vec<float> from_bits(HalfBits bits, Float16) { return _mm512_cvtph_ps(bit_cast<__m256i>(bits)); }
+inline HalfBits to_bits(Vec<float> value, Float16) {
+  return bit_cast<HalfBits>(_mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__AVX2__)  // the level that has AVX2 has F16C
+inline Vec<float> from_bits(HalfBits bits, Float16) { return _mm256_cvtph_ps(bit_cast<__m128i>(bits)); }
+inline HalfBits to_bits(Vec<float> value, Float16) {
+  return bit_cast<HalfBits>(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+inline Vec<float> from_bits(HalfBits bits, Float16) {
+  constexpr uint32_t kRebias = 112u << 23;  // the difference of the exponent biases
+  const WordBits wide = widen(bits);
+  const WordBits magnitude = (wide & 0x7fff) << 13;
+  const WordBits normal = magnitude + kRebias;
+  const WordBits special = normal + kRebias;  // infinity and NaN: the largest exponent of both formats
+  const Vec<float> subnormal = __builtin_convertvector(bit_cast<IntVec<float>>(wide & 0x03ff), Vec<float>) * 0x1p-24f;
+  WordBits result = (wide & 0x7c00) == 0 ? bit_cast<WordBits>(subnormal) : normal;
+  result = (wide & 0x7c00) == 0x7c00 ? special : result;
+  return bit_cast<Vec<float>>(result | ((wide & 0x8000) << 16));
+}
+
+inline HalfBits to_bits(Vec<float> value, Float16) {
+  constexpr uint32_t kRebias = 112u << 10;
+  const WordBits bits = bit_cast<WordBits>(value);
+  const WordBits magnitude = bits & 0x7fffffff;
+  const WordBits normal = ((magnitude + 0x0fff + ((magnitude >> 13) & 1)) >> 13) - kRebias;
+  // Adding 1/2 aligns the last bit of the sum with the last bit of a subnormal float16, so the hardware rounds.
+  const WordBits half = bit_cast<WordBits>(broadcast(0.5f));
+  const WordBits subnormal = bit_cast<WordBits>(bit_cast<Vec<float>>(magnitude) + 0.5f) - half;
+  WordBits result = magnitude < 0x38800000 ? subnormal : normal;    // below 2^-14
+  result = magnitude >= 0x477ff000 ? WordBits{} + 0x7c00 : result;  // 65520 and above round to infinity
+  result = magnitude > 0x7f800000 ? WordBits{} + 0x7e00 : result;
+  return narrow(result | ((bits >> 16) & 0x8000));
+}
+#endif
+
+inline HalfBits load_bits(const void* source) {
+  HalfBits bits;
+  std::memcpy(&bits, source, sizeof(bits));
+  return bits;
+}
+
+inline Vec<float> load(const BFloat16* source) { return from_bits(load_bits(source), BFloat16{}); }
+inline Vec<float> load(const Float16* source) { return from_bits(load_bits(source), Float16{}); }
+inline void store(BFloat16* destination, Vec<float> value) {
+  const HalfBits bits = to_bits(value, BFloat16{});
+  std::memcpy(destination, &bits, sizeof(bits));
+}
+inline void store(Float16* destination, Vec<float> value) {
+  const HalfBits bits = to_bits(value, Float16{});
+  std::memcpy(destination, &bits, sizeof(bits));
+}
+
+}  // namespace
+}  // namespace fused_losses::cpu

@@ -1,0 +1,30 @@
+// Blocks of work over torch's thread pool. Blocks have a size that depends on the problem alone, and their sums are
+// added in block order, so that no result depends on the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <torch/csrc/stable/ops.h>
+
+namespace fused_losses {
+
+inline int64_t blocks_of(int64_t count, int64_t per_block) { return (count + per_block - 1) / per_block; }
+
+// work(block_begin, block_end) must not throw: an exception does not survive the C boundary of the thread pool.
+template <class Work>
+void for_each_block(int64_t num_blocks, const Work& work) {
+  if (num_blocks == 1) {
+    work(0, 1);
+  } else if (num_blocks > 1) {
+    torch::stable::parallel_for(0, num_blocks, 1, work);
+  }
+}
+
+inline double ordered_sum(const std::vector<double>& values) {
+  double total = 0;
+  for (const double value : values) total += value;
+  return total;
+}
+
+}  // namespace fused_losses

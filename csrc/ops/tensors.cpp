@@ -1,0 +1,96 @@
+#include "tensors.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fused_losses {
+namespace {
+
+// A fresh gradient of many megabytes costs a page fault every 4 KiB, more time than computing it: ask for 2 MiB pages.
+constexpr size_t kHugePage = size_t(2) << 20;
+
+void advise_huge_pages(void* memory, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes < 2 * kHugePage) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + 4095) / 4096 * 4096;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / 4096 * 4096;
+  // Advice only: where the kernel does not take it nothing is lost.
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)memory;
+  (void)bytes;
+#endif
+}
+
+template <class T>
+Tensor filled_scalar(double value, ScalarType type) {
+  Tensor result = empty({}, type);
+  *static_cast<T*>(result.data_ptr()) = static_cast<T>(value);
+  return result;
+}
+
+}  // namespace
+
+std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t dim = sizes.size(); dim-- > 0;) {
+    strides[dim] = stride;
+    stride *= sizes[dim] > 0 ? sizes[dim] : 1;
+  }
+  return strides;
+}
+
+Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type) {
+  AtenTensorHandle handle = nullptr;
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
+                                                         &handle));
+  return Tensor(handle);
+}
+
+Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
+  return empty_strided(sizes, contiguous_strides(sizes), type);
+}
+
+Tensor empty_gradient(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type) {
+  Tensor gradient = empty_strided(sizes, strides, type);
+  advise_huge_pages(gradient.data_ptr(), static_cast<size_t>(gradient.numel()) * gradient.element_size());
+  return gradient;
+}
+
+Tensor scalar_tensor(double value, ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return filled_scalar<double>(value, type);
+    case ScalarType::BFloat16:
+      return filled_scalar<c10::BFloat16>(value, type);
+    case ScalarType::Half:
+      return filled_scalar<c10::Half>(value, type);
+    default:
+      return filled_scalar<float>(value, type);
+  }
+}
+
+double scalar_value(const Tensor& tensor) {
+  const void* data = tensor.data_ptr();
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return *static_cast<const double*>(data);
+    case ScalarType::Float:
+      return static_cast<double>(*static_cast<const float*>(data));
+    case ScalarType::BFloat16:
+      return static_cast<double>(static_cast<float>(*static_cast<const c10::BFloat16*>(data)));
+    case ScalarType::Half:
+      return static_cast<double>(static_cast<float>(*static_cast<const c10::Half*>(data)));
+    default:
+      refuse("grad_output must be a floating-point tensor");
+  }
+}
+
+}  // namespace fused_losses

@@ -1,0 +1,26 @@
+"""Drop-in fused classification losses for PyTorch.
+
+The modules and functions have the names, arguments, defaults, numbers and errors of :mod:`torch.nn` and
+:mod:`torch.nn.functional`; they are computed in one pass over the input and write nothing of its size but the gradient.
+"""
+
+from . import autograd, functional
+from ._version import __version__
+from .modules import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, NLLLoss
+from .patching import convert, is_patched, patch, patched, revert, unpatch
+
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "NLLLoss",
+    "__version__",
+    "autograd",
+    "convert",
+    "functional",
+    "is_patched",
+    "patch",
+    "patched",
+    "revert",
+    "unpatch",
+]

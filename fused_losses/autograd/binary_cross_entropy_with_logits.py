@@ -1,0 +1,85 @@
+"""Binary cross-entropy of logits as a ``torch.autograd.Function``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits as torch_binary_cross_entropy_with_logits
+
+from .. import _ops
+from .backward import composite_gradients, needs_composite, take_gradient
+from .eager import needs_gradient, saves_through_hooks
+
+
+class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
+    r"""Binary cross-entropy of :math:`\sigma(x)`, computed from the logits :math:`x`.
+
+    .. math::
+        \ell = -w \left( p\, y \log \sigma(x) + (1 - y) \log \sigma(-x) \right), \qquad
+        \frac{\partial \ell}{\partial x} = w \left( (1 - y)\, \sigma(x) - p\, y\, \sigma(-x) \right)
+
+    Args of :meth:`apply`, by position:
+        logits: any shape; float32, float64, bfloat16 or float16.
+        target: of the logits' shape, and of their type or float32; gives the loss its type.
+        weight: :math:`w`, broadcast to the logits' shape, of the logits' or the target's type, or ``None``.
+        pos_weight: :math:`p`, likewise.
+        reduction: 0 (none), 1 (mean) or 2 (sum).
+
+    Returns:
+        The loss: a scalar, or of the logits' shape without reduction.
+
+    Raises:
+        ValueError: there is no kernel for these shapes or types.
+
+    Source: the documentation of :class:`torch.nn.BCEWithLogitsLoss`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        pos_weight: Tensor | None = None,
+        reduction: int = 1,
+    ) -> Tensor:
+        ctx.reduction = reduction
+        ctx.gradient = None
+        ctx.save_for_backward(logits, target, weight, pos_weight)
+        if reduction == 0 or saves_through_hooks():
+            return _ops.binary_cross_entropy_with_logits(logits, target, weight, pos_weight, reduction)
+        loss, ctx.gradient = _ops.binary_cross_entropy_with_logits_with_gradient(
+            logits, target, weight, pos_weight, reduction
+        )
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if needs_composite(ctx):
+            loss_function = partial(_composite, ctx.reduction)
+            return (*composite_gradients(ctx, loss_function, ctx.saved_tensors, grad_output), None)
+        gradient = take_gradient(ctx, grad_output)
+        if gradient is None:
+            gradient = _ops.binary_cross_entropy_with_logits_backward(grad_output, *ctx.saved_tensors, ctx.reduction)
+        return gradient, None, None, None, None
+
+
+def _composite(
+    reduction: int, logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None
+) -> Tensor:
+    """Torch's own binary cross-entropy with this call's options."""
+    return torch_binary_cross_entropy_with_logits(
+        logits, target, weight, reduction=("none", "mean", "sum")[reduction], pos_weight=pos_weight
+    )
+
+
+def fused_binary_cross_entropy_with_logits(
+    logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> Tensor:
+    """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
+    if needs_gradient(logits):
+        return BinaryCrossEntropyWithLogitsFunction.apply(logits, target, weight, pos_weight, reduction)
+    return _ops.binary_cross_entropy_with_logits(logits, target, weight, pos_weight, reduction)

@@ -1,0 +1,68 @@
+"""When a call may run on the fused kernels. Everything else goes to torch's own function."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+from torch.utils._device import DeviceContext
+
+_PLAIN_TYPES = frozenset({Tensor, Parameter})
+
+_are_transforms_active = torch._C._are_functorch_transforms_active
+_num_dispatch_modes = torch._C._len_torch_dispatch_stack
+_num_function_modes = torch._C._len_torch_function_stack
+_tracing_state = torch._C._get_tracing_state
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+
+
+def runs_eagerly() -> bool:
+    """Whether nothing watches or rewrites the operators: no transform, mode, tracer or forward-mode level."""
+    return (
+        not torch.compiler.is_compiling()
+        and not _are_transforms_active()
+        and not _num_dispatch_modes()
+        and forward_ad._current_level < 0
+        and _tracing_state() is None
+        and (not _num_function_modes() or _only_device_contexts())
+    )
+
+
+def _only_device_contexts() -> bool:
+    """``torch.set_default_device`` is a function mode too, and no reason to leave the kernels."""
+    modes = (torch._C._get_function_stack_at(i) for i in range(_num_function_modes()))
+    return all(isinstance(mode, DeviceContext) for mode in modes)
+
+
+def has_kernel(input: Tensor, target: Tensor, *constants: Tensor | None) -> bool:
+    """Whether the kernels may compute a loss of these tensors.
+
+    Args:
+        input: logits or probabilities; the only tensor the kernels differentiate with respect to.
+        target: class indices or probabilities.
+        constants: class weights and the like.
+    """
+    if type(input) not in _PLAIN_TYPES or not input.is_cpu:
+        return False
+    grad_enabled = torch.is_grad_enabled()
+    for tensor in (target, *constants):
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN_TYPES or not tensor.is_cpu or (grad_enabled and tensor.requires_grad):
+            return False
+    return True
+
+
+def needs_gradient(input: Tensor) -> bool:
+    return input.requires_grad and torch.is_grad_enabled()
+
+
+def promotes(input: Tensor) -> bool:
+    """Whether autocast is on and computes a loss of this 16-bit input in float32."""
+    return torch.is_autocast_enabled("cpu") and input.dtype in (torch.bfloat16, torch.float16)
+
+
+def saves_through_hooks() -> bool:
+    """Whether saved tensors are packed by hooks (checkpointing, offloading): then as little as possible is saved."""
+    return _saved_tensors_hooks(True) is not None

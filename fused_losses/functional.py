@@ -1,0 +1,255 @@
+"""The four losses under the names, arguments and defaults of :mod:`torch.nn.functional`.
+
+Each function computes on the fused kernels where they apply and calls torch's own function everywhere else, which also
+says what is wrong with a call: ``docs/routing.md`` lists which calls go where.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import _reduction as _Reduction
+
+from .autograd.binary_cross_entropy import fused_binary_cross_entropy
+from .autograd.binary_cross_entropy_with_logits import fused_binary_cross_entropy_with_logits
+from .autograd.cross_entropy import fused_cross_entropy
+from .autograd.eager import has_kernel, runs_eagerly
+from .autograd.nll_loss import fused_nll_loss
+
+__all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss"]
+
+# Torch's own, kept here because patch() replaces the names in torch.nn.functional.
+TORCH_FUNCTIONS = {name: getattr(F, name) for name in __all__}
+_torch_cross_entropy = F.cross_entropy
+_torch_nll_loss = F.nll_loss
+_torch_binary_cross_entropy = F.binary_cross_entropy
+_torch_binary_cross_entropy_with_logits = F.binary_cross_entropy_with_logits
+
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Softmax cross-entropy of logits, as :func:`torch.nn.functional.cross_entropy`.
+
+    .. math::
+        \ell_n = -\sum_c q_{nc} \log \frac{\exp x_{nc}}{\sum_k \exp x_{nk}}
+
+    with :math:`q_n` the one-hot or given probabilities, smoothed and weighted.
+
+    Args:
+        input: logits; float32, float64, bfloat16 or float16 on the fused kernels.
+        target: class indices (int64, uint8 or, beyond torch, int32) or probabilities.
+        weight: one weight per class, of the input's type.
+        size_average: deprecated, see ``reduction``.
+        ignore_index: the class index that does not count.
+        reduce: deprecated, see ``reduction``.
+        reduction: ``"none"``, ``"mean"`` (over the weights of the targets) or ``"sum"``.
+        label_smoothing: in :math:`[0, 1]`.
+
+    Shape:
+        - input: :math:`(C)`, :math:`(N, C)` or :math:`(N, C, d_1, \dots, d_K)`.
+        - target: indices without the class axis, or probabilities of the input's shape.
+
+    Returns:
+        A scalar, or the losses in the shape of index targets with ``reduction="none"``.
+
+    Raises:
+        IndexError: a class index is neither in :math:`[0, C)` nor ``ignore_index``.
+        RuntimeError, ValueError, TypeError: as torch's function.
+
+    Example::
+
+        >>> logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]], requires_grad=True)
+        >>> loss = cross_entropy(logits, torch.tensor([3]))
+        >>> round(loss.item(), 4)
+        0.4402
+        >>> loss.backward()
+
+    Source: `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_ for label smoothing.
+    """
+    if runs_eagerly() and has_kernel(input, target, weight):
+        if size_average is not None or reduce is not None:
+            reduction = _Reduction.legacy_get_string(size_average, reduce)
+            size_average = reduce = None
+        if reduction in _REDUCTIONS:
+            try:
+                return fused_cross_entropy(
+                    input, target, weight, _REDUCTIONS[reduction], ignore_index, label_smoothing
+                )
+            except (ValueError, NotImplementedError):
+                pass  # no kernel for this call: torch computes it or says what is wrong with it
+    return _torch_cross_entropy(
+        input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+    )
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Negative log-likelihood of log-probabilities, as :func:`torch.nn.functional.nll_loss`.
+
+    .. math::
+        \ell_n = -w_{t_n} x_{n t_n}
+
+    Args:
+        input: log-probabilities; float32, float64, bfloat16 or float16 on the fused kernels.
+        target: class indices (int64, uint8 or, beyond torch, int32).
+        weight: one weight per class, of the input's type.
+        size_average: deprecated, see ``reduction``.
+        ignore_index: the class index that does not count.
+        reduce: deprecated, see ``reduction``.
+        reduction: ``"none"``, ``"mean"`` (over the weights of the targets) or ``"sum"``.
+
+    Shape:
+        - input: :math:`(C)`, :math:`(N, C)` or :math:`(N, C, d_1, \dots, d_K)`.
+        - target: the input's shape without the class axis.
+
+    Returns:
+        A scalar, or the losses in the target's shape with ``reduction="none"``.
+
+    Raises:
+        IndexError: a class index is neither in :math:`[0, C)` nor ``ignore_index``.
+        RuntimeError, ValueError, TypeError: as torch's function.
+
+    Example::
+
+        >>> loss = nll_loss(torch.tensor([[-0.6, -0.5, -0.3]]), torch.tensor([1]))
+        >>> round(loss.item(), 4)
+        0.5
+
+    Source: the documentation of :class:`torch.nn.NLLLoss`.
+    """
+    if runs_eagerly() and has_kernel(input, target, weight):
+        if size_average is not None or reduce is not None:
+            reduction = _Reduction.legacy_get_string(size_average, reduce)
+            size_average = reduce = None
+        if reduction in _REDUCTIONS:
+            try:
+                return fused_nll_loss(input, target, weight, _REDUCTIONS[reduction], ignore_index)
+            except (ValueError, NotImplementedError):
+                pass  # no kernel for this call: torch computes it or says what is wrong with it
+    return _torch_nll_loss(input, target, weight, size_average, ignore_index, reduce, reduction)
+
+
+def binary_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Binary cross-entropy of probabilities, as :func:`torch.nn.functional.binary_cross_entropy`.
+
+    .. math::
+        \ell = -w \left( y \max(\log x, -100) + (1 - y) \max(\log(1 - x), -100) \right)
+
+    Args:
+        input: probabilities in :math:`[0, 1]`; float32, float64, bfloat16 or float16 on the fused kernels.
+        target: of the input's shape and type, in :math:`[0, 1]`.
+        weight: broadcast to the input's shape.
+        size_average: deprecated, see ``reduction``.
+        reduce: deprecated, see ``reduction``.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+
+    Shape:
+        - input, target: any, the same.
+
+    Returns:
+        A scalar, or the losses in the input's shape with ``reduction="none"``.
+
+    Raises:
+        RuntimeError: a value of input or target lies outside :math:`[0, 1]`; otherwise as torch's function.
+        ValueError, TypeError: as torch's function.
+
+    Example::
+
+        >>> round(binary_cross_entropy(torch.tensor([0.75]), torch.tensor([1.0])).item(), 4)
+        0.2877
+
+    Source: the documentation of :class:`torch.nn.BCELoss`.
+    """
+    if runs_eagerly() and has_kernel(input, target, weight):
+        if size_average is not None or reduce is not None:
+            reduction = _Reduction.legacy_get_string(size_average, reduce)
+            size_average = reduce = None
+        if reduction in _REDUCTIONS:
+            try:
+                return fused_binary_cross_entropy(input, target, weight, _REDUCTIONS[reduction])
+            except (ValueError, NotImplementedError):
+                pass  # no kernel for this call: torch computes it or says what is wrong with it
+    return _torch_binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Binary cross-entropy of logits, as :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
+
+    .. math::
+        \ell = -w \left( p\, y \log \sigma(x) + (1 - y) \log \sigma(-x) \right)
+
+    Infinite logits give the true value, 0 or infinity, where torch gives NaN.
+
+    Args:
+        input: logits :math:`x`; float32, float64, bfloat16 or float16 on the fused kernels.
+        target: :math:`y`, of the input's shape; its type is the loss's.
+        weight: :math:`w`, broadcast to the input's shape.
+        size_average: deprecated, see ``reduction``.
+        reduce: deprecated, see ``reduction``.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        pos_weight: :math:`p`, broadcast to the input's shape.
+
+    Shape:
+        - input, target: any, the same.
+
+    Returns:
+        A scalar, or the losses in the input's shape with ``reduction="none"``.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: as torch's function.
+
+    Example::
+
+        >>> loss = binary_cross_entropy_with_logits(torch.tensor([1.8, 0.75]), torch.tensor([1.0, 0.0]))
+        >>> round(loss.item(), 4)
+        0.6449
+
+    Source: the documentation of :class:`torch.nn.BCEWithLogitsLoss`.
+    """
+    if runs_eagerly() and has_kernel(input, target, weight, pos_weight):
+        if size_average is not None or reduce is not None:
+            reduction = _Reduction.legacy_get_string(size_average, reduce)
+            size_average = reduce = None
+        if reduction in _REDUCTIONS:
+            try:
+                return fused_binary_cross_entropy_with_logits(
+                    input, target, weight, pos_weight, _REDUCTIONS[reduction]
+                )
+            except (ValueError, NotImplementedError):
+                pass  # no kernel for this call: torch computes it or says what is wrong with it
+    return _torch_binary_cross_entropy_with_logits(
+        input, target, weight, size_average, reduce, reduction, pos_weight
+    )

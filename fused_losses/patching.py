@@ -1,0 +1,109 @@
+"""Putting the fused losses in the place of torch's: in ``torch.nn.functional``, or in a tree of modules."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch.nn.functional as F
+from torch import nn
+
+from . import functional, modules
+
+__all__ = ["convert", "is_patched", "patch", "patched", "revert", "unpatch"]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_lock = threading.RLock()
+_depth = 0  # of nested patched() blocks
+_patched_for_good = False
+
+_FUSED_MODULES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.CrossEntropyLoss: modules.CrossEntropyLoss,
+    nn.NLLLoss: modules.NLLLoss,
+    nn.BCELoss: modules.BCELoss,
+    nn.BCEWithLogitsLoss: modules.BCEWithLogitsLoss,
+}
+_TORCH_MODULES = {fused: original for original, fused in _FUSED_MODULES.items()}
+
+
+def _apply_state() -> None:
+    wanted = _patched_for_good or _depth > 0
+    for name, original in functional.TORCH_FUNCTIONS.items():
+        fused = getattr(functional, name)
+        replaced, replacement = (original, fused) if wanted else (fused, original)
+        if getattr(F, name) is replaced:  # somebody else's patch stays
+            setattr(F, name, replacement)
+
+
+def patch() -> None:
+    """Replace the four losses in :mod:`torch.nn.functional`, and so in every module that calls them there.
+
+    Names that were imported from it before (``from torch.nn.functional import cross_entropy``) stay torch's. May be
+    called any number of times, from any thread.
+    """
+    global _patched_for_good
+    with _lock:
+        _patched_for_good = True
+        _apply_state()
+
+
+def unpatch() -> None:
+    """Undo :func:`patch`. Inside a :func:`patched` block the losses stay replaced until the block ends."""
+    global _patched_for_good
+    with _lock:
+        _patched_for_good = False
+        _apply_state()
+
+
+@contextmanager
+def patched() -> Iterator[None]:
+    """:func:`patch` for the length of a block. Blocks may nest and overlap across threads: the last to end restores.
+
+    The replacement is seen by every thread, since it is made in the module :mod:`torch.nn.functional` itself.
+    """
+    global _depth
+    with _lock:
+        _depth += 1
+        _apply_state()
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            _apply_state()
+
+
+def is_patched() -> bool:
+    """Whether ``torch.nn.functional.cross_entropy`` is the fused one now."""
+    return F.cross_entropy is functional.cross_entropy
+
+
+def convert(module: ModuleT) -> ModuleT:
+    """Turn torch's loss modules inside ``module``, itself included, into the fused ones, in place.
+
+    Weights, hooks and names stay. Subclasses of torch's losses are left alone: what they override is theirs.
+
+    Returns:
+        ``module``.
+    """
+    return _replace_classes(module, _FUSED_MODULES)
+
+
+def revert(module: ModuleT) -> ModuleT:
+    """Undo :func:`convert`.
+
+    Returns:
+        ``module``.
+    """
+    return _replace_classes(module, _TORCH_MODULES)
+
+
+def _replace_classes(module: ModuleT, classes: dict[type[nn.Module], type[nn.Module]]) -> ModuleT:
+    for child in module.modules():
+        replacement = classes.get(type(child))
+        if replacement is not None:
+            child.__class__ = replacement
+    return module
