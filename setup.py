@@ -19,17 +19,23 @@ VERSION = (ROOT / "fused_losses" / "_version.py").read_text().split('"')[1]
 TORCH_TARGET = 0x020A000000000000
 
 # -ffp-contract=fast: a product and a sum become one FMA where the instruction set has it.
-COMPILE_FLAGS = ["-std=c++20", "-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
-KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-fno-exceptions"]
+COMPILE_FLAGS = ["-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
+KERNEL_FLAGS = [
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+    "-fno-exceptions",
+]
 
 # The name of each instruction set in csrc/cpu/kernels.h and the flags that its copy of the kernels is compiled with.
-CAPABILITIES = {"baseline": []}
+CAPABILITIES: dict[str, list[str]] = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    CAPABILITIES |= {
-        "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl"]
-        + ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mprefer-vector-width=512"],
-    }
+    avx2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt"]
+    avx512 = ["-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+    CAPABILITIES |= {"avx2": avx2, "avx512": [*avx2, *avx512]}
 
 KERNEL_SOURCES = [
     "csrc/cpu/binary_cross_entropy.cpp",

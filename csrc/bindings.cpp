@@ -29,8 +29,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("available_cpu_capabilities", &fused_losses::cpu::available_capabilities,
              "Instruction sets that can run here, from the least to the best.");
   module.def(
-      "cpu_capability", [] { return std::string(fused_losses::cpu::kernels().name); },
-      "The instruction set in use.");
+      "cpu_capability", [] { return std::string(fused_losses::cpu::kernels().name); }, "The instruction set in use.");
   module.def("set_cpu_capability", &fused_losses::cpu::set_capability, py::arg("name"),
              "Use this instruction set from now on, in every thread; ValueError where it is not available.");
 }

@@ -17,19 +17,24 @@ from . import _C  # noqa: F401  loading it registers the operators
 
 _namespace = torch.ops.fused_losses
 
-cross_entropy = _namespace.cross_entropy.default
-cross_entropy_with_gradient = _namespace.cross_entropy_with_gradient.default
-cross_entropy_with_statistics = _namespace.cross_entropy_with_statistics.default
-cross_entropy_backward = _namespace.cross_entropy_backward.default
-nll_loss = _namespace.nll_loss.default
-nll_loss_backward = _namespace.nll_loss_backward.default
-binary_cross_entropy = _namespace.binary_cross_entropy.default
-binary_cross_entropy_with_gradient = _namespace.binary_cross_entropy_with_gradient.default
-binary_cross_entropy_backward = _namespace.binary_cross_entropy_backward.default
-binary_cross_entropy_with_logits = _namespace.binary_cross_entropy_with_logits.default
-binary_cross_entropy_with_logits_with_gradient = _namespace.binary_cross_entropy_with_logits_with_gradient.default
-binary_cross_entropy_with_logits_backward = _namespace.binary_cross_entropy_with_logits_backward.default
-elementary_function = _namespace.elementary_function.default
+_Loss = Callable[..., Tensor]
+_LossAndMore = Callable[..., tuple[Tensor, Tensor]]
+
+cross_entropy: _Loss = _namespace.cross_entropy.default
+cross_entropy_with_gradient: _LossAndMore = _namespace.cross_entropy_with_gradient.default
+cross_entropy_with_statistics: _LossAndMore = _namespace.cross_entropy_with_statistics.default
+cross_entropy_backward: _Loss = _namespace.cross_entropy_backward.default
+nll_loss: _Loss = _namespace.nll_loss.default
+nll_loss_backward: _Loss = _namespace.nll_loss_backward.default
+binary_cross_entropy: _Loss = _namespace.binary_cross_entropy.default
+binary_cross_entropy_with_gradient: _LossAndMore = _namespace.binary_cross_entropy_with_gradient.default
+binary_cross_entropy_backward: _Loss = _namespace.binary_cross_entropy_backward.default
+binary_cross_entropy_with_logits: _Loss = _namespace.binary_cross_entropy_with_logits.default
+binary_cross_entropy_with_logits_with_gradient: _LossAndMore = (
+    _namespace.binary_cross_entropy_with_logits_with_gradient.default
+)
+binary_cross_entropy_with_logits_backward: _Loss = _namespace.binary_cross_entropy_with_logits_backward.default
+elementary_function: _Loss = _namespace.elementary_function.default
 
 
 def _accumulation_dtype(tensor: Tensor) -> torch.dtype:

@@ -6,7 +6,6 @@ says what is wrong with a call: ``docs/routing.md`` lists which calls go where.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
@@ -27,6 +26,13 @@ _torch_binary_cross_entropy = F.binary_cross_entropy
 _torch_binary_cross_entropy_with_logits = F.binary_cross_entropy_with_logits
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+def _reduction_code(reduction: str, size_average: bool | None, reduce: bool | None) -> int | None:
+    """The operators' number of a reduction; nothing for a name that torch will refuse."""
+    if size_average is not None or reduce is not None:
+        reduction = _Reduction.legacy_get_string(size_average, reduce)  # warns, as torch does
+    return _REDUCTIONS.get(reduction)
 
 
 def cross_entropy(
@@ -78,19 +84,13 @@ def cross_entropy(
     Source: `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_ for label smoothing.
     """
     if runs_eagerly() and has_kernel(input, target, weight):
-        if size_average is not None or reduce is not None:
-            reduction = _Reduction.legacy_get_string(size_average, reduce)
-            size_average = reduce = None
-        if reduction in _REDUCTIONS:
+        code = _reduction_code(reduction, size_average, reduce)
+        if code is not None:
             try:
-                return fused_cross_entropy(
-                    input, target, weight, _REDUCTIONS[reduction], ignore_index, label_smoothing
-                )
+                return fused_cross_entropy(input, target, weight, code, ignore_index, label_smoothing)
             except (ValueError, NotImplementedError):
                 pass  # no kernel for this call: torch computes it or says what is wrong with it
-    return _torch_cross_entropy(
-        input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
-    )
+    return _torch_cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
 
 
 def nll_loss(
@@ -136,12 +136,10 @@ def nll_loss(
     Source: the documentation of :class:`torch.nn.NLLLoss`.
     """
     if runs_eagerly() and has_kernel(input, target, weight):
-        if size_average is not None or reduce is not None:
-            reduction = _Reduction.legacy_get_string(size_average, reduce)
-            size_average = reduce = None
-        if reduction in _REDUCTIONS:
+        code = _reduction_code(reduction, size_average, reduce)
+        if code is not None:
             try:
-                return fused_nll_loss(input, target, weight, _REDUCTIONS[reduction], ignore_index)
+                return fused_nll_loss(input, target, weight, code, ignore_index)
             except (ValueError, NotImplementedError):
                 pass  # no kernel for this call: torch computes it or says what is wrong with it
     return _torch_nll_loss(input, target, weight, size_average, ignore_index, reduce, reduction)
@@ -186,12 +184,10 @@ def binary_cross_entropy(
     Source: the documentation of :class:`torch.nn.BCELoss`.
     """
     if runs_eagerly() and has_kernel(input, target, weight):
-        if size_average is not None or reduce is not None:
-            reduction = _Reduction.legacy_get_string(size_average, reduce)
-            size_average = reduce = None
-        if reduction in _REDUCTIONS:
+        code = _reduction_code(reduction, size_average, reduce)
+        if code is not None:
             try:
-                return fused_binary_cross_entropy(input, target, weight, _REDUCTIONS[reduction])
+                return fused_binary_cross_entropy(input, target, weight, code)
             except (ValueError, NotImplementedError):
                 pass  # no kernel for this call: torch computes it or says what is wrong with it
     return _torch_binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
@@ -240,16 +236,10 @@ def binary_cross_entropy_with_logits(
     Source: the documentation of :class:`torch.nn.BCEWithLogitsLoss`.
     """
     if runs_eagerly() and has_kernel(input, target, weight, pos_weight):
-        if size_average is not None or reduce is not None:
-            reduction = _Reduction.legacy_get_string(size_average, reduce)
-            size_average = reduce = None
-        if reduction in _REDUCTIONS:
+        code = _reduction_code(reduction, size_average, reduce)
+        if code is not None:
             try:
-                return fused_binary_cross_entropy_with_logits(
-                    input, target, weight, pos_weight, _REDUCTIONS[reduction]
-                )
+                return fused_binary_cross_entropy_with_logits(input, target, weight, pos_weight, code)
             except (ValueError, NotImplementedError):
                 pass  # no kernel for this call: torch computes it or says what is wrong with it
-    return _torch_binary_cross_entropy_with_logits(
-        input, target, weight, size_average, reduce, reduction, pos_weight
-    )
+    return _torch_binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)

@@ -27,7 +27,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.cross_entropy(
                 input,
                 target,
@@ -57,7 +57,7 @@ class NLLLoss(nn.NLLLoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.nll_loss(
                 input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction
             )
@@ -77,7 +77,7 @@ class BCELoss(nn.BCELoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.binary_cross_entropy(input, target, weight=self.weight, reduction=self.reduction)
         else:  # noqa: RET505
             return functional.binary_cross_entropy(input, target, weight=self.weight, reduction=self.reduction)
@@ -95,7 +95,7 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.binary_cross_entropy_with_logits(
                 input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
             )

@@ -12,7 +12,7 @@ constexpr int kMaxBroadcastDims = 8;
 
 // A tensor broadcast to the input's shape, addressed by the input's storage order.
 struct BroadcastOperand {
-  const void* data = nullptr;     // null: ones
+  const void* data = nullptr;  // null: ones
   DType dtype = DType::Float32;
   int num_dims = 0;
   int64_t sizes[kMaxBroadcastDims] = {};

@@ -21,9 +21,9 @@
 namespace fused_losses {
 
 enum class CrossEntropyMode : int32_t {
-  Loss,              // losses and, if asked for, statistics
-  LossAndGradient,   // losses and the gradient for grad_output = 1
-  Backward,          // the gradient from statistics and grad_output
+  Loss,             // losses and, if asked for, statistics
+  LossAndGradient,  // losses and the gradient for grad_output = 1
+  Backward,         // the gradient from statistics and grad_output
 };
 
 enum class TargetKind : int32_t { Index, SmoothedIndex, Probability };
@@ -35,39 +35,39 @@ enum class CrossEntropySweep : int32_t {
 };
 
 struct CrossEntropyParams {
-  DType dtype;                 // of logits and gradient
-  DType probability_dtype;     // of probability targets
+  DType dtype;              // of logits and gradient
+  DType probability_dtype;  // of probability targets
   TargetKind target_kind;
   CrossEntropyMode mode;
   CrossEntropySweep sweep;
 
-  int64_t num_positions;       // outer_size * inner_size
+  int64_t num_positions;  // outer_size * inner_size
   int64_t inner_size;
   int64_t num_classes;
   int64_t positions_per_block;
 
   const void* logits;
   ClassLayout logits_layout;
-  void* gradient;              // may be the logits themselves
+  void* gradient;  // may be the logits themselves
   ClassLayout gradient_layout;
 
-  IndexTarget target;          // [num_positions]; its class weights also serve probability targets
+  IndexTarget target;  // [num_positions]; its class weights also serve probability targets
   const void* probability_target;
   ClassLayout probability_layout;
   double label_smoothing;
-  double class_weight_sum;     // of all classes; num_classes without weights
+  double class_weight_sum;  // of all classes; num_classes without weights
 
-  double gradient_scale;       // 1 / denominator with a mean, else 1
-  const void* grad_output;     // Backward: accumulation type; [num_positions] with stride 1, or one value with stride 0
+  double gradient_scale;    // 1 / denominator with a mean, else 1
+  const void* grad_output;  // Backward: accumulation type; [num_positions] with stride 1, or one value with stride 0
   int64_t grad_output_stride;
 
-  void* losses;                // [num_positions] in the accumulation type, or null
-  double* block_losses;        // [num_blocks] sums of the losses, or null
+  void* losses;          // [num_positions] in the accumulation type, or null
+  double* block_losses;  // [num_blocks] sums of the losses, or null
 
   // Statistics, [num_positions] each in the accumulation type, or null: see Note [Target mass] for m, S and Q.
   void* row_max;
   void* row_sum;
-  void* row_mass;              // probability targets only
+  void* row_mass;  // probability targets only
 };
 
 }  // namespace fused_losses

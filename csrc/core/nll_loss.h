@@ -14,13 +14,13 @@ struct NLLLossParams {
   int64_t inner_size;
   int64_t num_classes;
   int64_t positions_per_block;
-  IndexTarget target;     // [num_positions]
+  IndexTarget target;  // [num_positions]
 
   // Forward
   const void* input;
   ClassLayout input_layout;
-  void* losses;           // [num_positions] in the accumulation type, or null
-  double* block_losses;   // [num_blocks] sums of the losses, or null
+  void* losses;          // [num_positions] in the accumulation type, or null
+  double* block_losses;  // [num_blocks] sums of the losses, or null
 
   // Backward: the gradient is [outer, num_classes, inner], contiguous, and zero on entry
   void* gradient;

@@ -24,13 +24,13 @@ struct ProbabilityFormula {
 };
 
 // Note [Logits at infinity]
-// With l = 1 - y + pos_weight * y the loss is (1 - y) x + l softplus(-x), and softplus(-x) = log1p(exp(-|x|)) + max(-x, 0).
-// Collecting the terms in |x| by the sign of x leaves
+// With l = 1 - y + pos_weight * y the loss is (1 - y) x + l softplus(-x), and softplus(-x) = log1p(exp(-|x|)) + max(-x,
+// 0). Collecting the terms in |x| by the sign of x leaves
 //   loss = l * log1p(exp(-|x|)) + |x| * (x >= 0 ? 1 - y : pos_weight * y),
-// a sum of terms of one sign for targets in [0, 1]: nothing cancels. A zero coefficient makes its term 0 for an infinite
-// x too, so that a certain and right prediction costs nothing and a certain and wrong one costs infinity.
-// The derivative is (1 - y) sigmoid(x) - pos_weight * y * sigmoid(-x).
-// Source: the documentation of torch.nn.BCEWithLogitsLoss.
+// a sum of terms of one sign for targets in [0, 1]: nothing cancels. A zero coefficient makes its term 0 for an
+// infinite x too, so that a certain and right prediction costs nothing and a certain and wrong one costs infinity. The
+// derivative is (1 - y) sigmoid(x) - pos_weight * y * sigmoid(-x). Source: the documentation of
+// torch.nn.BCEWithLogitsLoss.
 struct LogitFormula {
   static constexpr bool kChecksRange = false;
 

@@ -1,8 +1,7 @@
 // Binary cross-entropy of logits on the CPU. Compiled once per instruction set.
-#include "kernels.h"
-
 #include "binary_cross_entropy_formulas.h"
 #include "elementwise_loss.h"
+#include "kernels.h"
 
 namespace fused_losses::cpu::FUSED_LOSSES_CAPABILITY {
 

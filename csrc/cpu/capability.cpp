@@ -8,11 +8,10 @@
 namespace fused_losses::cpu {
 namespace {
 
-#define FUSED_LOSSES_KERNELS(capability)                                                     \
-  Kernels {                                                                                  \
-    #capability, capability::cross_entropy, capability::nll_loss,                            \
-        capability::binary_cross_entropy, capability::binary_cross_entropy_with_logits,      \
-        capability::scan_targets, capability::elementary_function                            \
+#define FUSED_LOSSES_KERNELS(capability)                                                                        \
+  Kernels {                                                                                                     \
+    #capability, capability::cross_entropy, capability::nll_loss, capability::binary_cross_entropy,             \
+        capability::binary_cross_entropy_with_logits, capability::scan_targets, capability::elementary_function \
   }
 
 // From the least to the best.
@@ -27,9 +26,8 @@ const Kernels kBuilt[] = {
 bool processor_has(const std::string& name) {
 #if defined(__x86_64__)
   // The features of x86-64-v3 and v4 that the compiler may use for these sets.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
-                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt");
   if (name == "avx2") return avx2;
   if (name == "avx512") {
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

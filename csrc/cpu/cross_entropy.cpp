@@ -1,9 +1,8 @@
 // Softmax cross-entropy on the CPU: picks the sweep for the layout, the target and the element type.
 // Compiled once per instruction set.
-#include "kernels.h"
-
 #include "cross_entropy_rows.h"
 #include "cross_entropy_tiles.h"
+#include "kernels.h"
 
 namespace fused_losses::cpu {
 namespace {

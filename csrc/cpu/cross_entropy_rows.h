@@ -2,10 +2,10 @@
 //
 // Note [One read of a row]
 // A row is swept in blocks that stay in the first-level cache. The first touch of a block finds its maximum, the second
-// replaces x by exp(x - block maximum) in a stash and sums it. When the row ends, every block's exponentials differ from
-// the row's by one factor exp(block maximum - row maximum), so the gradient is one multiplication per class: memory is
-// read once and each exponential is computed once. The stash is the gradient row itself when it has the accumulation
-// type, else a float row that stays in the second-level cache.
+// replaces x by exp(x - block maximum) in a stash and sums it. When the row ends, every block's exponentials differ
+// from the row's by one factor exp(block maximum - row maximum), so the gradient is one multiplication per class:
+// memory is read once and each exponential is computed once. The stash is the gradient row itself when it has the
+// accumulation type, else a float row that stays in the second-level cache.
 #pragma once
 
 #include <cstdlib>
@@ -62,10 +62,10 @@ inline A finite_shift(A max) {
 
 template <class A>
 struct RowStatistics {
-  A max;            // of the row
-  A sum;            // of exp(x - max)
-  A mass;           // Q
-  A mass_times_x;   // sum of q (x - max)
+  A max;           // of the row
+  A sum;           // of exp(x - max)
+  A mass;          // Q
+  A mass_times_x;  // sum of q (x - max)
 };
 
 template <class A>
@@ -133,8 +133,7 @@ class Row {
  public:
   using A = Accumulation<T>;
 
-  Row(const CrossEntropyParams& params, const Mass& mass)
-      : num_classes_(params.num_classes), mass_(mass) {
+  Row(const CrossEntropyParams& params, const Mass& mass) : num_classes_(params.num_classes), mass_(mass) {
     // Enough classes a block that the maxima fit, in whole registers.
     const int64_t needed = (num_classes_ + kMaxRowBlocks - 1) / kMaxRowBlocks;
     block_classes_ = needed <= kMinBlockClasses ? kMinBlockClasses : (needed + 63) / 64 * 64;
@@ -163,8 +162,8 @@ class Row {
       if constexpr (Mass::kDense) {
         const A block_mass = Mass::kReadsProbability ? blocks[block].mass : block_masses_[block];
         mass_sum += block_mass;
-        mass_times_x += blocks[block].mass_times_x +
-                        static_cast<double>(block_mass) * (finite_shift(blocks[block].max) - shift);
+        mass_times_x +=
+            blocks[block].mass_times_x + static_cast<double>(block_mass) * (finite_shift(blocks[block].max) - shift);
       }
     }
     return {max, static_cast<A>(sum), static_cast<A>(mass_sum), static_cast<A>(mass_times_x)};
@@ -253,8 +252,8 @@ inline void ignored_gradient(const T* x, T* gradient, int64_t num_classes) {
       num_classes, [&](int64_t i, int slot) { inspect(load(x + i), slot); },
       [&](int64_t i, int64_t rest) { inspect(load_partial(x + i, rest, -kInfinity<A>), 0); });
   const A row_max = max_lanes<A>(max_of(max_of(max[0], max[1]), max_of(max[2], max[3])));
-  const bool undefined = any_lane<A>(is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3]) ||
-                         row_max == kInfinity<A> || row_max == -kInfinity<A>;
+  const bool undefined =
+      any_lane<A>(is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3]) || row_max == kInfinity<A> || row_max == -kInfinity<A>;
   const Vec<A> value = broadcast(undefined ? static_cast<A>(__builtin_nan("")) : A(0));
   sweep<A>(
       num_classes, [&](int64_t i, int) { store(gradient + i, value); },
@@ -279,9 +278,8 @@ void cross_entropy_rows(const CrossEntropyParams& params, int64_t block_begin, i
 
   for (int64_t block = block_begin; block < block_end; ++block) {
     const int64_t first = block * params.positions_per_block;
-    const int64_t last = first + params.positions_per_block < params.num_positions
-                             ? first + params.positions_per_block
-                             : params.num_positions;
+    const int64_t last = first + params.positions_per_block < params.num_positions ? first + params.positions_per_block
+                                                                                   : params.num_positions;
     double block_loss = 0;
     for (int64_t position = first; position < last; ++position) {
       const int64_t outer = position / params.inner_size;

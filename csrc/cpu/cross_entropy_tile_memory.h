@@ -99,8 +99,8 @@ class TransposedRows {
         Vec<A> square[kLanes<A>] = {};
         for (int r = 0; r < num_rows; ++r) {
           const T* source = starts[r] + c;
-          square[r] = rest >= kLanes<A> || source + kLanes<A> <= dense_end ? load(source)
-                                                                          : load_partial(source, rest, A(0));
+          square[r] =
+              rest >= kLanes<A> || source + kLanes<A> <= dense_end ? load(source) : load_partial(source, rest, A(0));
         }
         transpose<A>(square);
         const int64_t used = rest < kLanes<A> ? rest : kLanes<A>;
@@ -139,9 +139,9 @@ class TransposedRows {
   // The end of the tile's memory where its rows follow each other without gaps, else null: nothing may spill.
   template <class T>
   const T* end_of_dense_tile(const T* memory, const ClassLayout& layout) const {
-    const bool dense = layout.inner_stride == params_.num_classes &&
-                       (params_.num_positions == params_.inner_size ||
-                        layout.outer_stride == params_.inner_size * params_.num_classes);
+    const bool dense =
+        layout.inner_stride == params_.num_classes && (params_.num_positions == params_.inner_size ||
+                                                       layout.outer_stride == params_.inner_size * params_.num_classes);
     if (!dense) return nullptr;
     return memory + layout.offset(tile_.first / params_.inner_size, tile_.first % params_.inner_size) +
            tile_.count * params_.num_classes;

@@ -254,9 +254,8 @@ void cross_entropy_tiles(const CrossEntropyParams& params, int64_t block_begin, 
   TileKernel<T, Mass, Memory<kPositions>, kPositions> kernel(params);
   for (int64_t block = block_begin; block < block_end; ++block) {
     const int64_t first = block * params.positions_per_block;
-    const int64_t last = first + params.positions_per_block < params.num_positions
-                             ? first + params.positions_per_block
-                             : params.num_positions;
+    const int64_t last = first + params.positions_per_block < params.num_positions ? first + params.positions_per_block
+                                                                                   : params.num_positions;
     double block_loss = 0;
     for (int64_t position = first; position < last; position += kPositions) {
       const int count = last - position < kPositions ? static_cast<int>(last - position) : kPositions;

@@ -1,7 +1,6 @@
 // exp, log and log1p as the kernels compute them, over an array: for the tests of their accuracy.
 // Compiled once per instruction set.
 #include "kernels.h"
-
 #include "vec_math.h"
 
 namespace fused_losses::cpu {

@@ -110,7 +110,7 @@ class ElementwiseKernel {
       const Vec<A> y = load(target + i);
       if constexpr (kLoss) {
         const Vec<A> loss = weighted(Formula::template loss<A>(x, y, pos_weight(i)), i);
-        sum[(i / kLanes<A>) & 1] += loss;
+        sum[(i / kLanes<A>)&1] += loss;
         if (losses != nullptr) store(losses + i, loss);
         check_range(x, y);
       }
@@ -164,7 +164,8 @@ class ElementwiseKernel {
   }
 
   int32_t faults() const {
-    return (any_lane<A>(input_outside_) ? kInputOutOfRange : 0) | (any_lane<A>(target_outside_) ? kTargetOutOfRange : 0);
+    return (any_lane<A>(input_outside_) ? kInputOutOfRange : 0) |
+           (any_lane<A>(target_outside_) ? kTargetOutOfRange : 0);
   }
 
   const BinaryCrossEntropyParams& params_;

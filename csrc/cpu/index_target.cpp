@@ -1,7 +1,7 @@
 // The checking pass over class indices. Compiled once per instruction set.
-#include "kernels.h"
-
 #include "index_target.h"
+
+#include "kernels.h"
 
 namespace fused_losses::cpu::FUSED_LOSSES_CAPABILITY {
 
@@ -19,8 +19,8 @@ TargetScan scan_targets(const IndexTarget& target, int64_t begin, int64_t end) {
       break;
   }
   if (target.class_weight != nullptr && scan.first_invalid < 0) {
-    scan.weight = target.double_weight ? sum_weights<double>(target, begin, end)
-                                       : sum_weights<float>(target, begin, end);
+    scan.weight =
+        target.double_weight ? sum_weights<double>(target, begin, end) : sum_weights<float>(target, begin, end);
   }
   return scan;
 }

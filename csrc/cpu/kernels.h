@@ -20,14 +20,14 @@ using BinaryCrossEntropyKernel = void(const BinaryCrossEntropyParams&, int64_t b
 using ScanTargetsKernel = TargetScan(const IndexTarget&, int64_t begin, int64_t end);
 using ElementaryFunctionKernel = void(ElementaryFunction, DType, const void* input, void* output, int64_t count);
 
-#define FUSED_LOSSES_DECLARE_KERNELS(capability)                 \
-  namespace capability {                                         \
-  CrossEntropyKernel cross_entropy;                              \
-  NLLLossKernel nll_loss;                                        \
-  BinaryCrossEntropyKernel binary_cross_entropy;                 \
-  BinaryCrossEntropyKernel binary_cross_entropy_with_logits;     \
-  ScanTargetsKernel scan_targets;                                \
-  ElementaryFunctionKernel elementary_function;                  \
+#define FUSED_LOSSES_DECLARE_KERNELS(capability)             \
+  namespace capability {                                     \
+  CrossEntropyKernel cross_entropy;                          \
+  NLLLossKernel nll_loss;                                    \
+  BinaryCrossEntropyKernel binary_cross_entropy;             \
+  BinaryCrossEntropyKernel binary_cross_entropy_with_logits; \
+  ScanTargetsKernel scan_targets;                            \
+  ElementaryFunctionKernel elementary_function;              \
   }
 
 FUSED_LOSSES_DECLARE_KERNELS(baseline)

@@ -1,7 +1,6 @@
 // Negative log-likelihood on the CPU: a gather forward, a scatter backward. Compiled once per instruction set.
-#include "kernels.h"
-
 #include "index_target.h"
+#include "kernels.h"
 #include "vec.h"
 
 namespace fused_losses::cpu {
@@ -24,9 +23,8 @@ void forward(const NLLLossParams& params, int64_t block_begin, int64_t block_end
       const int64_t index = read_index(params.target, position);
       A loss = 0;
       if (index != params.target.ignore_index) {
-        const int64_t offset =
-            params.input_layout.offset(position / params.inner_size, position % params.inner_size) +
-            index * params.input_layout.class_stride;
+        const int64_t offset = params.input_layout.offset(position / params.inner_size, position % params.inner_size) +
+                               index * params.input_layout.class_stride;
         loss = -load_scalar(static_cast<const T*>(params.input) + offset) * target_weight<A>(params.target, index);
       }
       block_loss += static_cast<double>(loss);

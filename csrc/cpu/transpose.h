@@ -27,6 +27,7 @@ inline Vec<A> shuffle(Vec<A> a, Vec<A> b) {
 // Exchanges, for every pair of registers `distance` apart, the lanes whose index differs in that bit.
 template <class A, int kDistance, int... kIndex>
 inline void exchange(Vec<A> (&rows)[kLanes<A>], Indices<kIndex...>) {
+#pragma GCC unroll 16
   for (int row = 0; row < kLanes<A>; ++row) {
     if (row & kDistance) continue;
     const Vec<A> a = rows[row];

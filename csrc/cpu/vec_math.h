@@ -2,9 +2,11 @@
 //
 // Note [Elementary functions]
 // The polynomials are minimax fits (Remez exchange, 50 digits; the relative error of the fit is beside each).
-//   exp:   x = n ln 2 + r, |r| <= ln 2 / 2, exp(r) = 1 + r + r^2 q(r); ln 2 is subtracted in two parts (Cody and Waite).
-//   log:   x = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). In float32 log(1 + f) = f + f^2 q(f), because a division costs
-//          more than the longer polynomial; in float64 log(1 + f) = 2 atanh(s) = 2 s + 2 s^3 q(s^2) with s = f / (2 + f).
+//   exp:   x = n ln 2 + r, |r| <= ln 2 / 2, exp(r) = 1 + r + r^2 q(r); ln 2 is subtracted in two parts (Cody and
+//   Waite). log:   x = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). In float32 log(1 + f) = f + f^2 q(f), because a
+//   division costs
+//          more than the longer polynomial; in float64 log(1 + f) = 2 atanh(s) = 2 s + 2 s^3 q(s^2) with s = f / (2 +
+//          f).
 //   log1p: on [0, 1] only, which is all that a binary cross-entropy needs, in the same two ways.
 // tests/native/test_elementary_functions.py holds the largest error of each in ULP over its whole range.
 #pragma once
@@ -17,6 +19,7 @@ namespace {
 template <class V, class A, int kCount>
 inline V polynomial(V x, const A (&coefficients)[kCount]) {
   V value = V{} + coefficients[kCount - 1];
+#pragma GCC unroll 16
   for (int i = kCount - 2; i >= 0; --i) value = value * x + coefficients[i];
   return value;
 }
@@ -32,9 +35,10 @@ struct MathConstants<float> {
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
   static constexpr float kExpLowest = -104.0f;  // exp rounds to 0 here and below
   static constexpr float kExpHighest = 89.0f;   // exp is infinite here and above
-  static constexpr float kExp[] = {0.5000000027f, 0.1666657665f, 0.04166637427f, 0.008363235069f, 0.001394120437f};  // 8e-9
-  static constexpr float kLog[] = {-0.4999998916f, 0.3333330806f, -0.2500152554f, 0.2000303446f, -0.1661102029f,
-                                   0.141629878f,   -0.1320975112f, 0.130085773f, -0.07825121291f};  // 4e-9
+  static constexpr float kExp[] = {0.5000000027f, 0.1666657665f, 0.04166637427f, 0.008363235069f,
+                                   0.001394120437f};  // 8e-9
+  static constexpr float kLog[] = {-0.4999998916f, 0.3333330806f,  -0.2500152554f, 0.2000303446f,  -0.1661102029f,
+                                   0.141629878f,   -0.1320975112f, 0.130085773f,   -0.07825121291f};  // 4e-9
   static constexpr float kSmallestNormal = 0x1p-126f;
   static constexpr float kTwoToMantissa = 0x1p23f;
   static constexpr int kMantissaBits = 23;
@@ -50,14 +54,14 @@ struct MathConstants<double> {
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kExpLowest = -746.0;
   static constexpr double kExpHighest = 710.0;
-  static constexpr double kExp[] = {0.49999999999999999997,   0.1666666666666667103,     0.041666666666666683892,
-                                    0.008333333333326083043,  0.0013888888888874327325,  0.00019841269875002816428,
-                                    2.4801587347515960777e-5, 2.7557255169160032197e-6,  2.7557252734314130101e-7,
+  static constexpr double kExp[] = {0.49999999999999999997,   0.1666666666666667103,    0.041666666666666683892,
+                                    0.008333333333326083043,  0.0013888888888874327325, 0.00019841269875002816428,
+                                    2.4801587347515960777e-5, 2.7557255169160032197e-6, 2.7557252734314130101e-7,
                                     2.510531311491141415e-8,  2.0921652131529976541e-9};  // 2e-19
-  static constexpr double kAtanh[] = {0.33333333333333333147, 0.20000000000000113123,  0.14285714285690340191,
-                                      0.11111111113651695356, 0.090909089331307296718, 0.076923139189737451875,
-                                      0.066665032728106300415, 0.058852656038871041698, 0.052278371346170545214,
-                                      0.050471553043388464267, 0.028986893692807492485, 0.080281371907737097348};  // 1e-21
+  static constexpr double kAtanh[] = {
+      0.33333333333333333147,  0.20000000000000113123,  0.14285714285690340191,  0.11111111113651695356,
+      0.090909089331307296718, 0.076923139189737451875, 0.066665032728106300415, 0.058852656038871041698,
+      0.052278371346170545214, 0.050471553043388464267, 0.028986893692807492485, 0.080281371907737097348};  // 1e-21
   static constexpr int kMantissaBits = 52;
   static constexpr int64_t kExponentBias = 1023;
   static constexpr int64_t kSqrtHalfBits = 0x3fe6a09e667f3bcd;
@@ -77,11 +81,12 @@ inline Vec<A> exp(Vec<A> x) {
   return scale_by_power_of_two(value, n);
 }
 
-// 2 atanh(s) for |s| <= 1/3.
-inline Vec<double> twice_atanh(Vec<double> s) {
+// log(1 + f) for -0.3 < f <= 1 by 2 atanh(s), s = f / (2 + f). Since 2 s = f - s f, it is f less a smaller term, and
+// the rounding of s hardly counts.
+inline Vec<double> log1p_by_atanh(Vec<double> f) {
+  const Vec<double> s = f / (f + 2.0);
   const Vec<double> z = s * s;
-  const Vec<double> twice = s + s;
-  return twice + (twice * z) * polynomial(z, MathConstants<double>::kAtanh);
+  return f - s * (f - (z + z) * polynomial(z, MathConstants<double>::kAtanh));
 }
 
 // x = 2^exponent * (1 + fraction) with 1 + fraction in [sqrt(1/2), sqrt(2)), for 0 < x < infinity.
@@ -102,8 +107,7 @@ inline Reduced<A> reduce(Vec<A> x) {
   const IntVec<A> n = ((bits - C::kSqrtHalfBits + (kBias << C::kMantissaBits)) >> C::kMantissaBits) - kBias;
   const Vec<A> exponent = __builtin_convertvector(n, Vec<A>);
   const Vec<A> offset = broadcast(static_cast<A>(C::kMantissaBits));
-  return {exponent - select(is_subnormal, offset, Vec<A>{}),
-          bit_cast<Vec<A>>(bits - (n << C::kMantissaBits)) - A(1)};
+  return {exponent - select(is_subnormal, offset, Vec<A>{}), bit_cast<Vec<A>>(bits - (n << C::kMantissaBits)) - A(1)};
 }
 
 inline Vec<float> log_of_reduced(Reduced<float> x) {
@@ -114,8 +118,7 @@ inline Vec<float> log_of_reduced(Reduced<float> x) {
 }
 inline Vec<double> log_of_reduced(Reduced<double> x) {
   using C = MathConstants<double>;
-  const Vec<double> log_m = twice_atanh(x.fraction / (x.fraction + 2.0));
-  return x.exponent * C::kLn2High + (x.exponent * C::kLn2Low + log_m);
+  return x.exponent * C::kLn2High + (x.exponent * C::kLn2Low + log1p_by_atanh(x.fraction));
 }
 
 // The limits of the logarithm at 0 and infinity, and NaN.
@@ -131,21 +134,24 @@ inline Vec<A> log(Vec<A> x) {
   return with_log_limits<A>(x, log_of_reduced(reduce<A>(x)));
 }
 
-// log(1 - x) for 0 <= x <= 1, and NaN: near 0 the fraction is -x itself, not what rounding 1 - x left of it.
+// log(1 - x) for 0 <= x <= 1, and NaN. Below 1/2 rounding 1 - x loses bits of x; the fraction is taken from x itself:
+// -x where the exponent is 0, 1 - 2 x, which is exact, where it is -1.
 template <class A>
 inline Vec<A> log_of_complement(Vec<A> x) {
   const Vec<A> complement = A(1) - x;
   Reduced<A> reduced = reduce<A>(complement);
   reduced.fraction = select(reduced.exponent == Vec<A>{}, -x, reduced.fraction);
+  reduced.fraction = select(reduced.exponent == broadcast(A(-1)), A(1) - (x + x), reduced.fraction);
   return with_log_limits<A>(complement, log_of_reduced(reduced));
 }
 
-constexpr float kLog1p[] = {0.9999999953f, -0.4999990234f, 0.3332996031f,  -0.2495411437f,  0.1967584912f,
-                            -0.1530535153f, 0.1060327059f, -0.0569559229f, 0.01984961628f, -0.003243629323f};  // 5e-9
+// Of (log1p(x) - x) / x^2; 5e-9 of log1p(x).
+constexpr float kLog1p[] = {-0.4999993276f, 0.3333051123f,   -0.2495858665f, 0.1969539723f,   -0.1535538826f,
+                            0.1068054393f,  -0.05766434522f, 0.0202045381f,  -0.003318463032f};
 
 // 0 <= x <= 1, and NaN.
-inline Vec<float> log1p(Vec<float> x) { return x * polynomial(x, kLog1p); }
-inline Vec<double> log1p(Vec<double> x) { return twice_atanh(x / (x + 2.0)); }
+inline Vec<float> log1p(Vec<float> x) { return (x * x) * polynomial(x, kLog1p) + x; }
+inline Vec<double> log1p(Vec<double> x) { return log1p_by_atanh(x); }
 
 }  // namespace
 }  // namespace fused_losses::cpu

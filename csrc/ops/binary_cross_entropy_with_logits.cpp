@@ -5,9 +5,8 @@
 namespace fused_losses {
 namespace {
 
-Tensor binary_cross_entropy_with_logits(const Tensor& logits, const Tensor& target,
-                                        const std::optional<Tensor>& weight, const std::optional<Tensor>& pos_weight,
-                                        int64_t reduction) {
+Tensor binary_cross_entropy_with_logits(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                                        const std::optional<Tensor>& pos_weight, int64_t reduction) {
   return elementwise_loss(cpu::kernels().binary_cross_entropy_with_logits, {logits, target, weight, pos_weight},
                           reduction, false);
 }

@@ -21,7 +21,7 @@ ClassShape class_shape(const std::vector<int64_t>& sizes);
 // The positions as an outer and an inner axis of one stride each, for several tensors at once.
 struct PositionLayout {
   int64_t inner_size = 1;
-  bool contiguous_classes = false;  // every tensor's classes are contiguous; else every tensor's inner axis is
+  bool contiguous_classes = false;   // every tensor's classes are contiguous; else every tensor's inner axis is
   std::vector<ClassLayout> layouts;  // one per tensor
 };
 

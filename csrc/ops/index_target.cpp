@@ -61,7 +61,8 @@ double check_targets(const IndexTarget& target, int64_t num_positions) {
   double weight = 0;
   for (const TargetScan& scan : scans) {
     if (scan.first_invalid >= 0) {
-      throw std::out_of_range("Target " + std::to_string(cpu::read_index(target, scan.first_invalid)) + " is out of bounds.");
+      throw std::out_of_range("Target " + std::to_string(cpu::read_index(target, scan.first_invalid)) +
+                              " is out of bounds.");
     }
     weight += scan.weight;
   }

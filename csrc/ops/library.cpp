@@ -1,7 +1,7 @@
 // The schemas of torch.ops.fused_losses, and the operator that shows the elementary functions to the tests.
 //
-// reduction is 0 (none), 1 (mean) or 2 (sum), as in torch.nn._reduction. `promote` asks for the loss in the accumulation
-// type although the logits have 16 bits, and admits class weights of another type: what autocast does.
+// reduction is 0 (none), 1 (mean) or 2 (sum), as in torch.nn._reduction. `promote` asks for the loss in the
+// accumulation type although the logits have 16 bits, and admits class weights of another type: what autocast does.
 #include <torch/csrc/stable/library.h>
 
 #include "../cpu/capability.h"

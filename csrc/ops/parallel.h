@@ -2,10 +2,10 @@
 // added in block order, so that no result depends on the number of threads.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <cstdint>
 #include <vector>
-
-#include <torch/csrc/stable/ops.h>
 
 namespace fused_losses {
 

@@ -1,16 +1,16 @@
 // What every operator does with tensors: types, checks, allocation.
 #pragma once
 
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include "../core/element_types.h"
 
@@ -19,7 +19,8 @@ namespace fused_losses {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// For what an operator has no kernel for: Python turns to torch's own function, which computes it or says what is wrong.
+// For what an operator has no kernel for: Python turns to torch's own function, which computes it or says what is
+// wrong.
 [[noreturn]] inline void refuse(const std::string& reason) { throw std::invalid_argument("fused_losses: " + reason); }
 
 inline bool is_float_type(ScalarType type) {

@@ -35,7 +35,7 @@ def composite_gradients(
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         loss = loss_function(*inputs)
-        wanted = [tensor for tensor, needed in zip(inputs, needs, strict=True) if needed]
+        wanted = [tensor for tensor, needed in zip(inputs, needs, strict=True) if tensor is not None and needed]
         gradients = iter(torch.autograd.grad(loss, wanted, grad_output, create_graph=create_graph))
     return [next(gradients) if needed else None for needed in needs]
 

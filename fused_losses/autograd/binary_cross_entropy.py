@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -38,9 +39,7 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 1
-    ) -> Tensor:
+    def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 1) -> Tensor:
         ctx.reduction = reduction
         ctx.gradient = None
         ctx.save_for_backward(input, target, weight)
@@ -50,7 +49,7 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if needs_composite(ctx):
             loss_function = partial(_composite, ctx.reduction)
             return (*composite_gradients(ctx, loss_function, ctx.saved_tensors, grad_output), None)
@@ -67,8 +66,11 @@ def _composite(reduction: int, input: Tensor, target: Tensor, weight: Tensor | N
     return torch_binary_cross_entropy(input, target, weight, reduction=("none", "mean", "sum")[reduction])
 
 
+_apply: Callable[..., Tensor] = BinaryCrossEntropyFunction.apply
+
+
 def fused_binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> Tensor:
     """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
     if needs_gradient(input):
-        return BinaryCrossEntropyFunction.apply(input, target, weight, reduction)
+        return _apply(input, target, weight, reduction)
     return _ops.binary_cross_entropy(input, target, weight, reduction)

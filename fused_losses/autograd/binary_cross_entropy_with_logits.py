@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -57,7 +58,7 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if needs_composite(ctx):
             loss_function = partial(_composite, ctx.reduction)
             return (*composite_gradients(ctx, loss_function, ctx.saved_tensors, grad_output), None)
@@ -76,10 +77,13 @@ def _composite(
     )
 
 
+_apply: Callable[..., Tensor] = BinaryCrossEntropyWithLogitsFunction.apply
+
+
 def fused_binary_cross_entropy_with_logits(
     logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
 ) -> Tensor:
     """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
     if needs_gradient(logits):
-        return BinaryCrossEntropyWithLogitsFunction.apply(logits, target, weight, pos_weight, reduction)
+        return _apply(logits, target, weight, pos_weight, reduction)
     return _ops.binary_cross_entropy_with_logits(logits, target, weight, pos_weight, reduction)

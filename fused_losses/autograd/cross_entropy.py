@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -64,7 +65,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         reduction, ignore_index, label_smoothing, promote = ctx.options
         if needs_composite(ctx):
             logits, target, class_weight, _ = ctx.saved_tensors
@@ -78,9 +79,7 @@ class CrossEntropyFunction(torch.autograd.Function):
             logits, target, class_weight, statistics = ctx.saved_tensors
             if statistics is None:
                 _, statistics = _ops.cross_entropy_with_statistics(logits, target, class_weight, *ctx.options)
-            gradient = _ops.cross_entropy_backward(
-                grad_output, logits, target, class_weight, statistics, *ctx.options
-            )
+            gradient = _ops.cross_entropy_backward(grad_output, logits, target, class_weight, statistics, *ctx.options)
         return gradient, None, None, None, None, None, None
 
 
@@ -111,6 +110,9 @@ def _composite(
     )
 
 
+_apply: Callable[..., Tensor] = CrossEntropyFunction.apply
+
+
 def fused_cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -124,6 +126,3 @@ def fused_cross_entropy(
     if needs_gradient(logits):
         return _apply(logits, target, class_weight, *options)
     return _ops.cross_entropy(logits, target, class_weight, *options)
-
-
-_apply = CrossEntropyFunction.apply

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -55,7 +56,7 @@ class NLLLossFunction(torch.autograd.Function):
         return _ops.nll_loss(input, target, weight, *ctx.options)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         target, weight = ctx.saved_tensors
         reduction, ignore_index, promote = ctx.options
         if needs_composite(ctx):
@@ -64,9 +65,7 @@ class NLLLossFunction(torch.autograd.Function):
             loss_function = partial(_composite, reduction, ignore_index=ignore_index, promote=promote)
             gradients = composite_gradients(ctx, loss_function, (input, target, weight), grad_output)
             return (*gradients, None, None, None)
-        gradient = _ops.nll_loss_backward(
-            grad_output, target, weight, ctx.input_sizes, ctx.input_dtype, *ctx.options
-        )
+        gradient = _ops.nll_loss_backward(grad_output, target, weight, ctx.input_sizes, ctx.input_dtype, *ctx.options)
         return gradient, None, None, None, None, None
 
 
@@ -84,11 +83,12 @@ def _composite(
     )
 
 
-def fused_nll_loss(
-    input: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
-) -> Tensor:
+_apply: Callable[..., Tensor] = NLLLossFunction.apply
+
+
+def fused_nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int) -> Tensor:
     """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
     options = (reduction, ignore_index, promotes(input))
     if needs_gradient(input):
-        return NLLLossFunction.apply(input, target, weight, *options)
+        return _apply(input, target, weight, *options)
     return _ops.nll_loss(input, target, weight, *options)

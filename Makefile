@@ -1,0 +1,58 @@
+# make demo   set up, build, train on real data with torch's losses and with the fused ones, compare
+# make test   set up, build, run the tests
+#
+# Variables: PYTHON (the interpreter that makes the virtual environment), VENV (where it is made), TORCH (the torch to
+# install, any requirement that pip understands from 2.10 on: TORCH=torch==2.14.1), PYTEST_ARGS, BENCH_ARGS.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+SOURCES = setup.py pyproject.toml fused_losses/_version.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+CXX_FILES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+PYTHON_FILES = setup.py fused_losses tests benchmarks examples
+
+.PHONY: demo test bench lint format clean install
+
+demo: install
+	$(PIP) --editable ".[demo]" --no-build-isolation
+	$(VENV)/bin/python -m examples
+
+test: install
+	$(PIP) --editable ".[test,bench,demo]" --no-build-isolation
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+bench: install
+	$(PIP) --editable ".[bench]" --no-build-isolation
+	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
+
+lint: install
+	$(PIP) --editable ".[test,bench,demo,lint]" --no-build-isolation
+	$(VENV)/bin/ruff check $(PYTHON_FILES)
+	$(VENV)/bin/ruff format --check $(PYTHON_FILES)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: install
+	$(PIP) --editable ".[lint]" --no-build-isolation
+	$(VENV)/bin/ruff check --fix $(PYTHON_FILES)
+	$(VENV)/bin/ruff format $(PYTHON_FILES)
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+install: $(VENV)/.installed
+
+# --no-build-isolation: the extension is built against the torch of this environment, not against a second download.
+$(VENV)/.installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH) into $(VENV)"
+	$(PIP) "$(TORCH)" "setuptools>=77" "pybind11>=2.13" ninja wheel
+	@echo "Building the extension (a minute or two)"
+	$(PIP) --editable . --no-build-isolation
+	@touch $@
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info fused_losses/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

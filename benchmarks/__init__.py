@@ -1,0 +1,1 @@
+"""Times fused_losses against torch eager and torch.compile: ``python -m benchmarks --help``."""

@@ -1,0 +1,69 @@
+"""Makes the tensors of a case."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case
+
+# Several times the 50 MB second-level cache of the largest current GPU: a tensor seen this many bytes ago is cold.
+GPU_COLD_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a loss is called with. `logits` is the tensor that gets a gradient, whatever the loss calls it."""
+
+    logits: Tensor
+    target: Tensor
+    options: dict[str, Tensor | float] = field(default_factory=dict)
+
+    @property
+    def logits_bytes(self) -> int:
+        return self.logits.numel() * self.logits.element_size()
+
+
+def build(case: Case, device: str, seed: int = 0) -> Inputs:
+    """Random inputs, the same for the same seed."""
+    generator = torch.Generator(device).manual_seed(seed)
+    dtype: torch.dtype = getattr(torch, case.dtype)
+    logits = torch.randn(case.shape, dtype=dtype, device=device, generator=generator)
+    if case.loss == "nll_loss":
+        logits = torch.log_softmax(logits, 1)
+    elif case.loss == "binary_cross_entropy":
+        logits = torch.sigmoid(logits)
+    if case.layout == "channels_last":
+        logits = logits.contiguous(memory_format=torch.channels_last)
+
+    options: dict[str, Tensor | float] = {}
+    if case.class_weight:
+        options["weight"] = torch.rand(case.shape[1], dtype=dtype, device=device, generator=generator) + 0.5
+    if case.pos_weight:
+        options["pos_weight"] = torch.rand(case.shape[-1], dtype=dtype, device=device, generator=generator) + 0.5
+    if case.label_smoothing:
+        options["label_smoothing"] = case.label_smoothing
+    return Inputs(logits.requires_grad_(), _target(case, logits, generator), options)
+
+
+def _target(case: Case, logits: Tensor, generator: torch.Generator) -> Tensor:
+    if case.loss.startswith("binary"):
+        return torch.empty_like(logits, requires_grad=False).bernoulli_(0.5, generator=generator)
+    if case.probability_target:
+        return torch.softmax(torch.empty_like(logits, requires_grad=False).normal_(generator=generator), 1)
+    index_shape = (case.shape[0], *case.shape[2:])
+    return torch.randint(case.shape[1], index_shape, device=logits.device, generator=generator)
+
+
+def build_rotation(case: Case, device: str) -> list[Inputs]:
+    """The inputs to call with in turn.
+
+    One on the CPU: its last-level cache is as warm in training, where the logits were just written. On a GPU a loop
+    over one small tensor would time the second-level cache, so it gets enough copies to wash that out.
+    """
+    if device == "cpu":
+        return [build(case, device)]
+    first = build(case, device)
+    copies = min(16, math.ceil(GPU_COLD_BYTES / first.logits_bytes))
+    return [first, *(build(case, device, seed) for seed in range(1, copies))]

@@ -1,0 +1,92 @@
+"""The largest error of the kernels' exp, log and log1p in units of the last place, for every instruction set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import fused_losses._C as native
+from fused_losses import _ops
+
+EXP, LOG, LOG1P, LOG_OF_COMPLEMENT = range(4)
+NUM_POINTS = 400_000
+
+
+@pytest.fixture(params=native.available_cpu_capabilities())
+def capability(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = native.cpu_capability()
+    native.set_cpu_capability(request.param)
+    yield request.param
+    native.set_cpu_capability(before)
+
+
+def largest_ulp_error(
+    function: int, points: NDArray[np.floating], reference: Callable[[NDArray[np.longdouble]], NDArray[np.longdouble]]
+) -> float:
+    """Against the 80-bit reference, in units of the last place of the result's type at the true value."""
+    result = _ops.elementary_function(torch.from_numpy(points), function).numpy()
+    true = reference(points.astype(np.longdouble))
+    unit = np.spacing(np.abs(true).astype(points.dtype)).astype(np.longdouble)
+    return float(np.max(np.abs(result.astype(np.longdouble) - true) / unit))
+
+
+# function, reference, range of the argument, largest error (float32, float64).
+# The ranges are all that the kernels ask for; exp includes its subnormal results.
+TABLE = [
+    pytest.param(EXP, np.exp, "linear", (-103.9, 0.0), (-744.0, 0.0), 1.2, id="exp"),
+    pytest.param(EXP, np.exp, "linear", (0.0, 88.7), (0.0, 709.7), 1.2, id="exp-positive"),
+    pytest.param(EXP, np.exp, "logarithmic", (-1.0, -1e-12), (-1.0, -1e-24), 1.0, id="exp-near-zero"),
+    pytest.param(LOG, np.log, "logarithmic", (1e-45, 3e38), (5e-324, 1e308), 1.5, id="log"),
+    pytest.param(LOG, np.log, "linear", (0.5, 2.0), (0.5, 2.0), 1.5, id="log-near-one"),
+    pytest.param(LOG1P, np.log1p, "linear", (0.0, 1.0), (0.0, 1.0), 2.0, id="log1p"),
+    pytest.param(LOG1P, np.log1p, "logarithmic", (1e-38, 1.0), (1e-300, 1.0), 2.0, id="log1p-near-zero"),
+    pytest.param(LOG_OF_COMPLEMENT, lambda x: np.log1p(-x), "linear", (0.0, 1.0), (0.0, 1.0), 2.0, id="complement"),
+    pytest.param(
+        LOG_OF_COMPLEMENT, lambda x: np.log1p(-x), "logarithmic", (1e-38, 0.5), (1e-300, 0.5), 2.0, id="complement-0"
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("function", "reference", "spacing", "range32", "range64", "bound"), TABLE)
+def test_error_in_ulp_is_bounded_over_the_range(
+    capability: str, function: int, reference, spacing: str, range32, range64, bound: float, dtype: type
+) -> None:
+    if np.finfo(np.longdouble).nmant < 63:
+        pytest.skip("long double has no more than 53 bits on this platform, so it is no reference")
+    low, high = range32 if dtype is np.float32 else range64
+    uniform = np.random.default_rng(0).random(NUM_POINTS)
+    if spacing == "linear":
+        points = (low + (high - low) * uniform).astype(dtype)
+    else:
+        magnitudes = np.exp(math.log(abs(low)) + (math.log(abs(high)) - math.log(abs(low))) * uniform)
+        points = np.copysign(magnitudes, low).astype(dtype)
+    points = points[(points > 0) | (points < 0)]
+    points = points[points < 1] if function == LOG_OF_COMPLEMENT else points  # log 0 is tested below
+    assert largest_ulp_error(function, points, reference) <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_limits_are_exact(capability: str, dtype: torch.dtype) -> None:
+    inf, nan = math.inf, math.nan
+    limits = {
+        EXP: ([-inf, -1e30, 0.0, inf, 1e30, nan], [0.0, 0.0, 1.0, inf, inf, nan]),
+        LOG: ([0.0, 1.0, inf, nan], [-inf, 0.0, inf, nan]),
+        LOG1P: ([0.0, nan], [0.0, nan]),
+        LOG_OF_COMPLEMENT: ([0.0, 1.0, nan], [0.0, -inf, nan]),
+    }
+    for function, (points, values) in limits.items():
+        result = _ops.elementary_function(torch.tensor(points, dtype=dtype), function)
+        torch.testing.assert_close(result, torch.tensor(values, dtype=dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+def test_every_tail_length_writes_every_element_and_no_other(capability: str, count: int) -> None:
+    points = torch.linspace(-5, 0, count)
+    result = _ops.elementary_function(points, EXP)
+    torch.testing.assert_close(result, points.exp())

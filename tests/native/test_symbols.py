@@ -1,0 +1,47 @@
+"""No kernel object shares a symbol with the copy of another instruction set: see Note [No shared symbols] in vec.h."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import fused_losses._C as native
+
+ROOT = Path(__file__).parents[2]
+OBJECTS = sorted(ROOT.glob("build/temp.*/*/csrc/cpu/*.o"))
+CAPABILITIES = native.build_info()["cpu_capabilities"]
+
+
+def defined_symbols(path: Path) -> list[tuple[str, str]]:
+    """(kind, demangled name) of the symbols that the object defines for others."""
+    listing = subprocess.run(
+        ["nm", "--extern-only", "--defined-only", "--demangle", path], check=True, capture_output=True, text=True
+    ).stdout
+    return [tuple(line.split(maxsplit=2)[1:]) for line in listing.splitlines()]  # type: ignore[misc]
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
+@pytest.mark.skipif(not OBJECTS, reason="no kernel objects under build/: fused_losses was not built in this checkout")
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: f"{path.parts[-4]}-{path.stem}")
+def test_kernel_object_defines_only_symbols_of_its_own_capability(path: Path) -> None:
+    capability = path.parts[-4]
+    symbols = defined_symbols(path)
+    assert symbols, "a kernel object must define its entry point"
+    for kind, name in symbols:
+        assert kind == "T", f"{name} is a weak or vague symbol ({kind}): the linker would merge the copies"
+        assert name.startswith(f"fused_losses::cpu::{capability}::"), name
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
+def test_extension_exports_nothing_but_its_module_function() -> None:
+    extension = Path(native.__file__)
+    assert extension.name.endswith(sysconfig.get_config_var("EXT_SUFFIX"))
+    listing = subprocess.run(
+        ["nm", "--dynamic", "--defined-only", extension], check=True, capture_output=True, text=True
+    ).stdout
+    exported = {line.split()[-1] for line in listing.splitlines() if line.split()[-2] == "T"}
+    assert exported == {"PyInit__C"}
