@@ -1,8 +1,8 @@
 """The operators ``torch.ops.fused_losses.*``: loading them, and what torch must know to trace and differentiate them.
 
-The loss operators can be differentiated themselves (:func:`torch.library.register_autograd`), so that a graph that holds
-one has the right gradient. Their variants with a gradient, with statistics, or for the backward are the Functions'
-building blocks; differentiating those raises.
+The operators under the losses' own names can be differentiated themselves (:func:`torch.library.register_autograd`),
+so that a graph that holds one has the right gradient. The variants (``_forward``, ``_with_gradient``,
+``_with_statistics``, ``_backward``) are the Functions' building blocks and have no derivative.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ _Loss = Callable[..., Tensor]
 _LossAndMore = Callable[..., tuple[Tensor, Tensor]]
 
 cross_entropy: _Loss = _namespace.cross_entropy.default
+cross_entropy_forward: _Loss = _namespace.cross_entropy_forward.default
 cross_entropy_with_gradient: _LossAndMore = _namespace.cross_entropy_with_gradient.default
 cross_entropy_with_statistics: _LossAndMore = _namespace.cross_entropy_with_statistics.default
 cross_entropy_backward: _Loss = _namespace.cross_entropy_backward.default
 nll_loss: _Loss = _namespace.nll_loss.default
+nll_loss_forward: _Loss = _namespace.nll_loss_forward.default
 nll_loss_backward: _Loss = _namespace.nll_loss_backward.default
 binary_cross_entropy: _Loss = _namespace.binary_cross_entropy.default
+binary_cross_entropy_forward: _Loss = _namespace.binary_cross_entropy_forward.default
 binary_cross_entropy_with_gradient: _LossAndMore = _namespace.binary_cross_entropy_with_gradient.default
 binary_cross_entropy_backward: _Loss = _namespace.binary_cross_entropy_backward.default
 binary_cross_entropy_with_logits: _Loss = _namespace.binary_cross_entropy_with_logits.default
+binary_cross_entropy_with_logits_forward: _Loss = _namespace.binary_cross_entropy_with_logits_forward.default
 binary_cross_entropy_with_logits_with_gradient: _LossAndMore = (
     _namespace.binary_cross_entropy_with_logits_with_gradient.default
 )
@@ -140,24 +144,21 @@ def _differentiate_binary_cross_entropy_with_logits(ctx: Any, grad_output: Tenso
     return gradient, None, None, None, None
 
 
-def _refuse_to_differentiate(ctx: Any, *grad_outputs: Tensor) -> None:
-    raise NotImplementedError(
-        "this fused_losses operator is a building block without a derivative: differentiate the loss operator, "
-        "fused_losses.functional or a Function of fused_losses.autograd instead"
-    )
-
-
 _FAKES: dict[Any, Callable[..., Any]] = {
     cross_entropy: _fake_cross_entropy,
+    cross_entropy_forward: _fake_cross_entropy,
     cross_entropy_with_gradient: _fake_cross_entropy_with_gradient,
     cross_entropy_with_statistics: _fake_cross_entropy_with_statistics,
     cross_entropy_backward: _fake_cross_entropy_backward,
     nll_loss: _fake_nll_loss,
+    nll_loss_forward: _fake_nll_loss,
     nll_loss_backward: _fake_nll_loss_backward,
     binary_cross_entropy: _fake_elementwise,
+    binary_cross_entropy_forward: _fake_elementwise,
     binary_cross_entropy_with_gradient: _fake_elementwise_with_gradient,
     binary_cross_entropy_backward: _fake_elementwise_backward,
     binary_cross_entropy_with_logits: _fake_elementwise,
+    binary_cross_entropy_with_logits_forward: _fake_elementwise,
     binary_cross_entropy_with_logits_with_gradient: _fake_elementwise_with_gradient,
     binary_cross_entropy_with_logits_backward: _fake_elementwise_backward,
     elementary_function: lambda input, function: torch.empty_like(input),
@@ -172,5 +173,5 @@ _DERIVATIVES: dict[Any, Callable[..., Any]] = {
 
 for _operator, _fake in _FAKES.items():
     torch.library.register_fake(_operator, _fake)
-    _derivative = _DERIVATIVES.get(_operator, _refuse_to_differentiate)
+for _operator, _derivative in _DERIVATIVES.items():
     torch.library.register_autograd(_operator, _derivative, setup_context=_save_inputs)

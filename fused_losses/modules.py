@@ -1,6 +1,6 @@
 """The four loss modules of :mod:`torch.nn` on the fused kernels.
 
-They are subclasses of torch's, so ``isinstance`` checks, constructors, ``state_dict`` keys and ``repr`` are torch's own.
+They are subclasses of torch's: ``isinstance`` checks, constructors, ``state_dict`` keys and ``repr`` are torch's own.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ struct AccumulationOf<double> {
   using type = double;
 };
 template <class T>
+struct AccumulationOf<const T> : AccumulationOf<T> {};
+template <class T>
 using Accumulation = typename AccumulationOf<T>::type;
 
 template <class T, class U>

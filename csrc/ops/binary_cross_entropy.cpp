@@ -30,6 +30,7 @@ Tensor binary_cross_entropy_backward(const Tensor& grad_output, const Tensor& in
 STABLE_TORCH_LIBRARY_IMPL(fused_losses, CPU, library) {
   using namespace fused_losses;
   library.impl("binary_cross_entropy", TORCH_BOX(&binary_cross_entropy));
+  library.impl("binary_cross_entropy_forward", TORCH_BOX(&binary_cross_entropy));
   library.impl("binary_cross_entropy_with_gradient", TORCH_BOX(&binary_cross_entropy_with_gradient));
   library.impl("binary_cross_entropy_backward", TORCH_BOX(&binary_cross_entropy_backward));
 }

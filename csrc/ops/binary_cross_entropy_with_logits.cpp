@@ -32,6 +32,7 @@ Tensor binary_cross_entropy_with_logits_backward(const Tensor& grad_output, cons
 STABLE_TORCH_LIBRARY_IMPL(fused_losses, CPU, library) {
   using namespace fused_losses;
   library.impl("binary_cross_entropy_with_logits", TORCH_BOX(&binary_cross_entropy_with_logits));
+  library.impl("binary_cross_entropy_with_logits_forward", TORCH_BOX(&binary_cross_entropy_with_logits));
   library.impl("binary_cross_entropy_with_logits_with_gradient",
                TORCH_BOX(&binary_cross_entropy_with_logits_with_gradient));
   library.impl("binary_cross_entropy_with_logits_backward", TORCH_BOX(&binary_cross_entropy_with_logits_backward));

@@ -262,6 +262,7 @@ Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& logits, c
 STABLE_TORCH_LIBRARY_IMPL(fused_losses, CPU, library) {
   using namespace fused_losses;
   library.impl("cross_entropy", TORCH_BOX(&cross_entropy));
+  library.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy));
   library.impl("cross_entropy_with_gradient", TORCH_BOX(&cross_entropy_with_gradient));
   library.impl("cross_entropy_with_statistics", TORCH_BOX(&cross_entropy_with_statistics));
   library.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));

@@ -25,9 +25,15 @@ Tensor elementary_function(const Tensor& input, int64_t function) {
 }  // namespace
 }  // namespace fused_losses
 
+// Each loss stands here twice. The operator under the loss's own name can be differentiated: Python registers its
+// derivative, which costs every call a detour through Python. `*_forward` is the same kernel without that, for callers
+// that see to the gradient themselves.
 STABLE_TORCH_LIBRARY(fused_losses, library) {
   library.def(
       "cross_entropy(Tensor logits, Tensor target, Tensor? class_weight, int reduction, int ignore_index, "
+      "float label_smoothing, bool promote) -> Tensor");
+  library.def(
+      "cross_entropy_forward(Tensor logits, Tensor target, Tensor? class_weight, int reduction, int ignore_index, "
       "float label_smoothing, bool promote) -> Tensor");
   library.def(
       "cross_entropy_with_gradient(Tensor logits, Tensor target, Tensor? class_weight, int reduction, "
@@ -41,9 +47,12 @@ STABLE_TORCH_LIBRARY(fused_losses, library) {
   library.def(
       "nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> Tensor");
   library.def(
+      "nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> Tensor");
+  library.def(
       "nll_loss_backward(Tensor grad_output, Tensor target, Tensor? weight, SymInt[] input_sizes, "
       "ScalarType input_type, int reduction, int ignore_index, bool promote) -> Tensor");
   library.def("binary_cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
+  library.def("binary_cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
   library.def(
       "binary_cross_entropy_with_gradient(Tensor input, Tensor target, Tensor? weight, int reduction) "
       "-> (Tensor loss, Tensor gradient)");
@@ -52,6 +61,9 @@ STABLE_TORCH_LIBRARY(fused_losses, library) {
       "-> Tensor");
   library.def(
       "binary_cross_entropy_with_logits(Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, "
+      "int reduction) -> Tensor");
+  library.def(
+      "binary_cross_entropy_with_logits_forward(Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, "
       "int reduction) -> Tensor");
   library.def(
       "binary_cross_entropy_with_logits_with_gradient(Tensor logits, Tensor target, Tensor? weight, "

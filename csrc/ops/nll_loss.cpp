@@ -118,5 +118,6 @@ Tensor nll_loss_backward(const Tensor& grad_output, const Tensor& target, const 
 STABLE_TORCH_LIBRARY_IMPL(fused_losses, CPU, library) {
   using namespace fused_losses;
   library.impl("nll_loss", TORCH_BOX(&nll_loss));
+  library.impl("nll_loss_forward", TORCH_BOX(&nll_loss));
   library.impl("nll_loss_backward", TORCH_BOX(&nll_loss_backward));
 }

@@ -44,7 +44,7 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
         ctx.gradient = None
         ctx.save_for_backward(input, target, weight)
         if reduction == 0 or saves_through_hooks():
-            return _ops.binary_cross_entropy(input, target, weight, reduction)
+            return _ops.binary_cross_entropy_forward(input, target, weight, reduction)
         loss, ctx.gradient = _ops.binary_cross_entropy_with_gradient(input, target, weight, reduction)
         return loss
 
@@ -73,4 +73,4 @@ def fused_binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | N
     """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
     if needs_gradient(input):
         return _apply(input, target, weight, reduction)
-    return _ops.binary_cross_entropy(input, target, weight, reduction)
+    return _ops.binary_cross_entropy_forward(input, target, weight, reduction)

@@ -51,7 +51,7 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
         ctx.gradient = None
         ctx.save_for_backward(logits, target, weight, pos_weight)
         if reduction == 0 or saves_through_hooks():
-            return _ops.binary_cross_entropy_with_logits(logits, target, weight, pos_weight, reduction)
+            return _ops.binary_cross_entropy_with_logits_forward(logits, target, weight, pos_weight, reduction)
         loss, ctx.gradient = _ops.binary_cross_entropy_with_logits_with_gradient(
             logits, target, weight, pos_weight, reduction
         )
@@ -86,4 +86,4 @@ def fused_binary_cross_entropy_with_logits(
     """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
     if needs_gradient(logits):
         return _apply(logits, target, weight, pos_weight, reduction)
-    return _ops.binary_cross_entropy_with_logits(logits, target, weight, pos_weight, reduction)
+    return _ops.binary_cross_entropy_with_logits_forward(logits, target, weight, pos_weight, reduction)

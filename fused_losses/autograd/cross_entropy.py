@@ -125,4 +125,4 @@ def fused_cross_entropy(
     options = (reduction, ignore_index, label_smoothing, promotes(logits))
     if needs_gradient(logits):
         return _apply(logits, target, class_weight, *options)
-    return _ops.cross_entropy(logits, target, class_weight, *options)
+    return _ops.cross_entropy_forward(logits, target, class_weight, *options)

@@ -53,7 +53,7 @@ class NLLLossFunction(torch.autograd.Function):
         ctx.input_sizes = input.shape
         ctx.input_dtype = input.dtype
         ctx.save_for_backward(target, weight)
-        return _ops.nll_loss(input, target, weight, *ctx.options)
+        return _ops.nll_loss_forward(input, target, weight, *ctx.options)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -91,4 +91,4 @@ def fused_nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, reducti
     options = (reduction, ignore_index, promotes(input))
     if needs_gradient(input):
         return _apply(input, target, weight, *options)
-    return _ops.nll_loss(input, target, weight, *options)
+    return _ops.nll_loss_forward(input, target, weight, *options)
