@@ -15,7 +15,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "fused_losses" / "_version.py").read_text().split('"')[1]
 
-# The oldest torch whose ABI the library needs (major, minor, patch in the top bytes): one build serves it and later ones.
+# The oldest torch whose ABI the library needs (major, minor, patch in the top bytes); later ones serve it too.
 TORCH_TARGET = 0x020A000000000000
 
 # -ffp-contract=fast: a product and a sum become one FMA where the instruction set has it.

@@ -1,0 +1,84 @@
+"""What fused_losses._C says of the build, and the choice of the instruction set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fused_losses
+import fused_losses._C as native
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+
+
+def test_build_info_names_version_compiler_and_capabilities() -> None:
+    info = native.build_info()
+    assert info["version"] == fused_losses.__version__
+    assert info["cpu_capabilities"] == native.available_cpu_capabilities()
+    assert info["cxx_standard"] >= 202002
+    assert info["torch_built_with"].split(".")[:1] == ["2"]
+    assert info["compiler"]
+
+
+def test_best_capability_is_the_default() -> None:
+    result = run_python("import fused_losses._C as c; print(c.cpu_capability())", FUSED_LOSSES_CPU_CAPABILITY="")
+    assert result.stdout.split() == [native.available_cpu_capabilities()[-1]], result.stderr
+
+
+@pytest.mark.parametrize("capability", native.available_cpu_capabilities())
+def test_environment_variable_forces_a_capability(capability: str) -> None:
+    code = "import fused_losses._C as c; print(c.cpu_capability())"
+    assert run_python(code, FUSED_LOSSES_CPU_CAPABILITY=capability).stdout.split() == [capability]
+
+
+def test_unknown_capability_is_refused_with_the_available_ones() -> None:
+    before = native.cpu_capability()
+    with pytest.raises(ValueError, match="'sse9' is not available here; available are: baseline"):
+        native.set_cpu_capability("sse9")
+    assert native.cpu_capability() == before
+    result = run_python("import fused_losses", FUSED_LOSSES_CPU_CAPABILITY="sse9")
+    assert result.returncode != 0
+    assert "'sse9' is not available here" in result.stderr
+
+
+def test_extension_needs_no_library_of_a_particular_torch() -> None:
+    """Built on the stable ABI: only C functions of torch, no symbol of its C++ interface."""
+    listing = subprocess.run(
+        ["nm", "--dynamic", "--undefined-only", "--demangle", native.__file__],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    needed = [line.split(maxsplit=1)[1] for line in listing.splitlines()]
+    assert not [name for name in needed if name.startswith(("c10::", "at::", "torch::"))]
+    assert any(name.startswith("aoti_torch_") for name in needed)
+
+
+def test_import_adds_little_to_torchs() -> None:
+    """Not timed: what makes an import slow is what it pulls in."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import fused_losses; "
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    assert set(run_python(code).stdout.split()) <= {"fused_losses", "torch"}
+
+
+def test_threads_are_torchs_own() -> None:
+    """No second thread pool: with one torch thread a large loss runs on the calling thread alone."""
+    code = (
+        "import os, torch; torch.set_num_threads(1); from fused_losses import functional as F; "
+        "F.cross_entropy(torch.randn(4096, 1000), torch.zeros(4096, dtype=torch.long)); "
+        "print(len(os.listdir('/proc/self/task')))"
+    )
+    if not os.path.isdir("/proc/self/task"):
+        pytest.skip("no /proc on this platform")
+    assert run_python(code, OMP_NUM_THREADS="1").stdout.split() == ["1"]
+    assert torch.get_num_threads() >= 1
