@@ -6,6 +6,7 @@ says what is wrong with a call: ``docs/routing.md`` lists which calls go where.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
@@ -13,7 +14,7 @@ from torch.nn import _reduction as _Reduction
 from .autograd.binary_cross_entropy import fused_binary_cross_entropy
 from .autograd.binary_cross_entropy_with_logits import fused_binary_cross_entropy_with_logits
 from .autograd.cross_entropy import fused_cross_entropy
-from .autograd.eager import has_kernel, runs_eagerly
+from .autograd.eager import has_kernel, keeps_target_type, runs_eagerly
 from .autograd.nll_loss import fused_nll_loss
 
 __all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss"]
@@ -33,6 +34,11 @@ def _reduction_code(reduction: str, size_average: bool | None, reduce: bool | No
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)  # warns, as torch does
     return _REDUCTIONS.get(reduction)
+
+
+def _torch_target(target: Tensor) -> Tensor:
+    """int32 class indices, which torch does not take, as it takes them."""
+    return target.long() if isinstance(target, Tensor) and target.dtype == torch.int32 else target
 
 
 def cross_entropy(
@@ -83,13 +89,19 @@ def cross_entropy(
 
     Source: `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_ for label smoothing.
     """
-    if runs_eagerly() and has_kernel(input, target, weight):
+    if (
+        runs_eagerly()
+        and has_kernel(input, target, weight)
+        and type(ignore_index) is int
+        and type(label_smoothing) in (float, int)
+    ):
         code = _reduction_code(reduction, size_average, reduce)
         if code is not None:
             try:
                 return fused_cross_entropy(input, target, weight, code, ignore_index, label_smoothing)
             except (ValueError, NotImplementedError):
                 pass  # no kernel for this call: torch computes it or says what is wrong with it
+    target = _torch_target(target)
     return _torch_cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
 
 
@@ -135,14 +147,14 @@ def nll_loss(
 
     Source: the documentation of :class:`torch.nn.NLLLoss`.
     """
-    if runs_eagerly() and has_kernel(input, target, weight):
+    if runs_eagerly() and has_kernel(input, target, weight) and type(ignore_index) is int:
         code = _reduction_code(reduction, size_average, reduce)
         if code is not None:
             try:
                 return fused_nll_loss(input, target, weight, code, ignore_index)
             except (ValueError, NotImplementedError):
                 pass  # no kernel for this call: torch computes it or says what is wrong with it
-    return _torch_nll_loss(input, target, weight, size_average, ignore_index, reduce, reduction)
+    return _torch_nll_loss(input, _torch_target(target), weight, size_average, ignore_index, reduce, reduction)
 
 
 def binary_cross_entropy(
@@ -183,7 +195,7 @@ def binary_cross_entropy(
 
     Source: the documentation of :class:`torch.nn.BCELoss`.
     """
-    if runs_eagerly() and has_kernel(input, target, weight):
+    if runs_eagerly() and has_kernel(input, target, weight) and keeps_target_type(target):
         code = _reduction_code(reduction, size_average, reduce)
         if code is not None:
             try:
@@ -235,7 +247,7 @@ def binary_cross_entropy_with_logits(
 
     Source: the documentation of :class:`torch.nn.BCEWithLogitsLoss`.
     """
-    if runs_eagerly() and has_kernel(input, target, weight, pos_weight):
+    if runs_eagerly() and has_kernel(input, target, weight, pos_weight) and keeps_target_type(target):
         code = _reduction_code(reduction, size_average, reduce)
         if code is not None:
             try:

@@ -10,6 +10,7 @@
 
 #include <cstdlib>
 
+#include "../core/compensated_sum.h"
 #include "cross_entropy_target.h"
 #include "vec_math.h"
 
@@ -280,7 +281,7 @@ void cross_entropy_rows(const CrossEntropyParams& params, int64_t block_begin, i
     const int64_t first = block * params.positions_per_block;
     const int64_t last = first + params.positions_per_block < params.num_positions ? first + params.positions_per_block
                                                                                    : params.num_positions;
-    double block_loss = 0;
+    CompensatedSum block_loss;
     for (int64_t position = first; position < last; ++position) {
       const int64_t outer = position / params.inner_size;
       const int64_t inner = position % params.inner_size;
@@ -317,7 +318,7 @@ void cross_entropy_rows(const CrossEntropyParams& params, int64_t block_begin, i
         A loss = 0;
         if (point.target_class >= 0) loss = point.mass * (log_sum - (target_logit - finite_shift(statistics.max)));
         if constexpr (Mass::kDense) loss += statistics.mass * log_sum - statistics.mass_times_x;
-        block_loss += loss;
+        block_loss.add(static_cast<double>(loss));
         if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = loss;
         if (params.row_max != nullptr) {
           static_cast<A*>(params.row_max)[position] = statistics.max;
@@ -342,7 +343,7 @@ void cross_entropy_rows(const CrossEntropyParams& params, int64_t block_begin, i
         store_scalar(gradient + point.target_class, value * scale);
       }
     }
-    if (params.block_losses != nullptr) params.block_losses[block] = block_loss;
+    if (params.block_losses != nullptr) params.block_losses[block] = block_loss.value();
   }
   std::free(scratch);
 }

@@ -3,6 +3,7 @@
 // maximum, and are read a second time for the gradient.
 #pragma once
 
+#include "../core/compensated_sum.h"
 #include "cross_entropy_tile_memory.h"
 #include "vec_math.h"
 
@@ -34,6 +35,19 @@ inline IntVec<A> load_integers(const Integer<A>* source) {
   IntVec<A> value;
   std::memcpy(&value, source, sizeof(value));
   return value;
+}
+
+// Eight sums at once: one would wait for the latency of every addition.
+template <class A>
+inline double sum_in_double(const A* values, int count) {
+  double sums[8] = {};
+  int i = 0;
+  for (; i + 8 <= count; i += 8) {
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; ++k) sums[k] += static_cast<double>(values[i + k]);
+  }
+  for (int k = 0; i + k < count; ++k) sums[k] += static_cast<double>(values[i + k]);
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
 template <class T, class Mass, class Memory, int kPositions>
@@ -99,7 +113,9 @@ class TileKernel {
       const PointMass<A> point = i < tile_.count ? point_mass<A>(params_, tile_.first + i) : PointMass<A>{};
       state_.target_class[i] = static_cast<Integer<A>>(point.target_class);
       state_.point_mass[i] = point.mass;
-      state_.scale[i] = static_cast<A>(params_.gradient_scale);
+      // Where every target is ignored the scale of a mean is infinite; an ignored position takes no part in it.
+      const bool ignored = params_.target_kind != TargetKind::Probability && point.target_class < 0;
+      state_.scale[i] = ignored ? A(0) : static_cast<A>(params_.gradient_scale);
     }
     if (params_.mode == CrossEntropyMode::Backward) {
       const A* grad_output = static_cast<const A*>(params_.grad_output);
@@ -185,8 +201,7 @@ class TileKernel {
       if (by_index) loss = select(load_integers<A>(state_.target_class + v) < 0, Vec<A>{}, loss);
       store(losses + v, loss);
     }
-    double total = 0;
-    for (int i = 0; i < tile_.count; ++i) total += losses[i];
+    const double total = sum_in_double(losses, tile_.count);
     write_positions(params_.losses, losses);
     write_positions(params_.row_max, state_.max);
     write_positions(params_.row_sum, state_.sum);
@@ -256,12 +271,12 @@ void cross_entropy_tiles(const CrossEntropyParams& params, int64_t block_begin, 
     const int64_t first = block * params.positions_per_block;
     const int64_t last = first + params.positions_per_block < params.num_positions ? first + params.positions_per_block
                                                                                    : params.num_positions;
-    double block_loss = 0;
+    CompensatedSum block_loss;
     for (int64_t position = first; position < last; position += kPositions) {
       const int count = last - position < kPositions ? static_cast<int>(last - position) : kPositions;
-      block_loss += kernel.run({position, count});
+      block_loss.add(kernel.run({position, count}));
     }
-    if (params.block_losses != nullptr) params.block_losses[block] = block_loss;
+    if (params.block_losses != nullptr) params.block_losses[block] = block_loss.value();
   }
 }
 

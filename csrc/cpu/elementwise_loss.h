@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/binary_cross_entropy.h"
+#include "../core/compensated_sum.h"
 #include "vec.h"
 
 namespace fused_losses::cpu {
@@ -78,13 +79,13 @@ class ElementwiseKernel {
       const int64_t first = block * params_.elements_per_block;
       const int64_t end = first + params_.elements_per_block;
       const int64_t last = end < params_.num_elements ? end : params_.num_elements;
-      double block_loss = 0;
+      CompensatedSum block_loss;
       input_outside_ = target_outside_ = IntVec<A>{};
       for (int64_t i = first; i < last; i += kChunkElements) {
-        block_loss += chunk<kLoss, kGradient>(i, last - i < kChunkElements ? last - i : kChunkElements);
+        block_loss.add(chunk<kLoss, kGradient>(i, last - i < kChunkElements ? last - i : kChunkElements));
       }
       if constexpr (kLoss) {
-        if (params_.block_losses != nullptr) params_.block_losses[block] = block_loss;
+        if (params_.block_losses != nullptr) params_.block_losses[block] = block_loss.value();
         if (params_.block_faults != nullptr) params_.block_faults[block] = faults();
       }
     }

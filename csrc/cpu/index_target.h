@@ -1,6 +1,7 @@
 // Class indices in memory: reading one, and the pass that weighs and checks them all before a kernel trusts them.
 #pragma once
 
+#include "../core/compensated_sum.h"
 #include "../core/index_target.h"
 
 namespace fused_losses::cpu {
@@ -45,12 +46,14 @@ inline TargetScan count_targets(const IndexTarget& target, int64_t begin, int64_
 
 template <class A>
 inline double sum_weights(const IndexTarget& target, int64_t begin, int64_t end) {
-  double total = 0;
+  CompensatedSum total;
   for (int64_t position = begin; position < end; ++position) {
     const int64_t index = read_index(target, position);
-    if (index != target.ignore_index) total += static_cast<double>(static_cast<const A*>(target.class_weight)[index]);
+    if (index != target.ignore_index) {
+      total.add(static_cast<double>(static_cast<const A*>(target.class_weight)[index]));
+    }
   }
-  return total;
+  return total.value();
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // Negative log-likelihood on the CPU: a gather forward, a scatter backward. Compiled once per instruction set.
+#include "../core/compensated_sum.h"
 #include "index_target.h"
 #include "kernels.h"
 #include "vec.h"
@@ -18,7 +19,7 @@ void forward(const NLLLossParams& params, int64_t block_begin, int64_t block_end
     const int64_t first = block * params.positions_per_block;
     const int64_t end = first + params.positions_per_block;
     const int64_t last = end < params.num_positions ? end : params.num_positions;
-    double block_loss = 0;
+    CompensatedSum block_loss;
     for (int64_t position = first; position < last; ++position) {
       const int64_t index = read_index(params.target, position);
       A loss = 0;
@@ -27,10 +28,10 @@ void forward(const NLLLossParams& params, int64_t block_begin, int64_t block_end
                                index * params.input_layout.class_stride;
         loss = -load_scalar(static_cast<const T*>(params.input) + offset) * target_weight<A>(params.target, index);
       }
-      block_loss += static_cast<double>(loss);
+      block_loss.add(static_cast<double>(loss));
       if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = loss;
     }
-    if (params.block_losses != nullptr) params.block_losses[block] = block_loss;
+    if (params.block_losses != nullptr) params.block_losses[block] = block_loss.value();
   }
 }
 

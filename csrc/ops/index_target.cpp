@@ -58,15 +58,15 @@ double check_targets(const IndexTarget& target, int64_t num_positions) {
       scans[static_cast<size_t>(block)] = cpu::kernels().scan_targets(target, begin, end);
     }
   });
-  double weight = 0;
+  CompensatedSum weight;
   for (const TargetScan& scan : scans) {
     if (scan.first_invalid >= 0) {
       throw std::out_of_range("Target " + std::to_string(cpu::read_index(target, scan.first_invalid)) +
                               " is out of bounds.");
     }
-    weight += scan.weight;
+    weight.add(scan.weight);
   }
-  return weight;
+  return weight.value();
 }
 
 }  // namespace fused_losses

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "../core/compensated_sum.h"
+
 namespace fused_losses {
 
 inline int64_t blocks_of(int64_t count, int64_t per_block) { return (count + per_block - 1) / per_block; }
@@ -22,9 +24,9 @@ void for_each_block(int64_t num_blocks, const Work& work) {
 }
 
 inline double ordered_sum(const std::vector<double>& values) {
-  double total = 0;
-  for (const double value : values) total += value;
-  return total;
+  CompensatedSum total;
+  for (const double value : values) total.add(value);
+  return total.value();
 }
 
 }  // namespace fused_losses

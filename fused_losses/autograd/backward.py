@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .eager import runs_eagerly
+from .eager import is_batched, runs_eagerly
 
 _keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 
 
-def needs_composite(ctx: Any) -> bool:
+def needs_composite(ctx: Any, grad_output: Tensor) -> bool:
     """Whether this backward must itself be differentiable or transformable, or serve more inputs than the first."""
-    return torch.is_grad_enabled() or any(ctx.needs_input_grad[1:]) or not runs_eagerly()
+    return torch.is_grad_enabled() or any(ctx.needs_input_grad[1:]) or is_batched(grad_output) or not runs_eagerly()
 
 
 def composite_gradients(

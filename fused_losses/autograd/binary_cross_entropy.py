@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy as torch_binary_cross_entro
 
 from .. import _ops
 from .backward import composite_gradients, needs_composite, take_gradient
-from .eager import needs_gradient, saves_through_hooks
+from .eager import needs_gradient, promotes, saves_through_hooks
 
 
 class BinaryCrossEntropyFunction(torch.autograd.Function):
@@ -50,7 +50,7 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        if needs_composite(ctx):
+        if needs_composite(ctx, grad_output):
             loss_function = partial(_composite, ctx.reduction)
             return (*composite_gradients(ctx, loss_function, ctx.saved_tensors, grad_output), None)
         gradient = take_gradient(ctx, grad_output)
@@ -71,6 +71,8 @@ _apply: Callable[..., Tensor] = BinaryCrossEntropyFunction.apply
 
 def fused_binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> Tensor:
     """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
+    if target.dtype != input.dtype and not promotes(input):
+        raise ValueError("without autocast, input and target must have one type")
     if needs_gradient(input):
         return _apply(input, target, weight, reduction)
     return _ops.binary_cross_entropy_forward(input, target, weight, reduction)

@@ -59,7 +59,7 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        if needs_composite(ctx):
+        if needs_composite(ctx, grad_output):
             loss_function = partial(_composite, ctx.reduction)
             return (*composite_gradients(ctx, loss_function, ctx.saved_tensors, grad_output), None)
         gradient = take_gradient(ctx, grad_output)

@@ -67,7 +67,7 @@ class CrossEntropyFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         reduction, ignore_index, label_smoothing, promote = ctx.options
-        if needs_composite(ctx):
+        if needs_composite(ctx, grad_output):
             logits, target, class_weight, _ = ctx.saved_tensors
             loss_function = partial(
                 _composite, reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, promote=promote

@@ -14,6 +14,7 @@ _are_transforms_active = torch._C._are_functorch_transforms_active
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
 _num_function_modes = torch._C._len_torch_function_stack
 _tracing_state = torch._C._get_tracing_state
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
@@ -27,6 +28,11 @@ def runs_eagerly() -> bool:
         and _tracing_state() is None
         and (not _num_function_modes() or _only_device_contexts())
     )
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether ``is_grads_batched=True`` made the tensor: a transform of the old kind, which no mode shows."""
+    return bool(_is_legacy_batched(tensor))
 
 
 def _only_device_contexts() -> bool:
@@ -43,7 +49,7 @@ def has_kernel(input: Tensor, target: Tensor, *constants: Tensor | None) -> bool
         target: class indices or probabilities.
         constants: class weights and the like.
     """
-    if type(input) not in _PLAIN_TYPES or not input.is_cpu:
+    if type(input) not in _PLAIN_TYPES or not input.is_cpu or input.numel() == 0 or target is None:
         return False
     grad_enabled = torch.is_grad_enabled()
     for tensor in (target, *constants):
@@ -52,6 +58,14 @@ def has_kernel(input: Tensor, target: Tensor, *constants: Tensor | None) -> bool
         if type(tensor) not in _PLAIN_TYPES or not tensor.is_cpu or (grad_enabled and tensor.requires_grad):
             return False
     return True
+
+
+def keeps_target_type(target: Tensor) -> bool:
+    """Whether an elementwise loss has its target's type, as the kernels give it.
+
+    Autocast makes the loss float32; so the kernels serve it only where the target is that already.
+    """
+    return target.dtype.itemsize != 2 or not torch.is_autocast_enabled("cpu")
 
 
 def needs_gradient(input: Tensor) -> bool:

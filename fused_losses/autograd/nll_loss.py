@@ -18,8 +18,6 @@ from .eager import needs_gradient, promotes
 class NLLLossFunction(torch.autograd.Function):
     r"""Negative log-likelihood of class indices, :math:`\ell_n = -w_{t_n} x_{n t_n}`.
 
-    The gradient does not depend on the input's values, so the input is not saved.
-
     Args of :meth:`apply`, by position:
         input: log-probabilities, :math:`(C)`, :math:`(N, C)` or :math:`(N, C, d_1, \dots, d_K)`; float32, float64,
             bfloat16 or float16.
@@ -50,22 +48,18 @@ class NLLLossFunction(torch.autograd.Function):
         promote: bool = False,
     ) -> Tensor:
         ctx.options = (reduction, ignore_index, promote)
-        ctx.input_sizes = input.shape
-        ctx.input_dtype = input.dtype
-        ctx.save_for_backward(target, weight)
+        ctx.save_for_backward(input, target, weight)
         return _ops.nll_loss_forward(input, target, weight, *ctx.options)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        target, weight = ctx.saved_tensors
+        input, target, weight = ctx.saved_tensors
         reduction, ignore_index, promote = ctx.options
-        if needs_composite(ctx):
-            # Any input of the shape has the same gradient.
-            input = torch.zeros((), dtype=ctx.input_dtype).expand(ctx.input_sizes).requires_grad_()
+        if needs_composite(ctx, grad_output):
             loss_function = partial(_composite, reduction, ignore_index=ignore_index, promote=promote)
             gradients = composite_gradients(ctx, loss_function, (input, target, weight), grad_output)
             return (*gradients, None, None, None)
-        gradient = _ops.nll_loss_backward(grad_output, target, weight, ctx.input_sizes, ctx.input_dtype, *ctx.options)
+        gradient = _ops.nll_loss_backward(grad_output, target, weight, input.shape, input.dtype, *ctx.options)
         return gradient, None, None, None, None, None
 
 
