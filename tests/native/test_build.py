@@ -1,4 +1,4 @@
-"""What fused_losses._C says of the build, and the choice of the instruction set."""
+"""What was built: its description, the symbols it needs, what importing it costs."""
 
 from __future__ import annotations
 
@@ -26,27 +26,6 @@ def test_build_info_names_version_compiler_and_capabilities() -> None:
     assert info["cxx_standard"] >= 202002
     assert info["torch_built_with"].split(".")[:1] == ["2"]
     assert info["compiler"]
-
-
-def test_best_capability_is_the_default() -> None:
-    result = run_python("import fused_losses._C as c; print(c.cpu_capability())", FUSED_LOSSES_CPU_CAPABILITY="")
-    assert result.stdout.split() == [native.available_cpu_capabilities()[-1]], result.stderr
-
-
-@pytest.mark.parametrize("capability", native.available_cpu_capabilities())
-def test_environment_variable_forces_a_capability(capability: str) -> None:
-    code = "import fused_losses._C as c; print(c.cpu_capability())"
-    assert run_python(code, FUSED_LOSSES_CPU_CAPABILITY=capability).stdout.split() == [capability]
-
-
-def test_unknown_capability_is_refused_with_the_available_ones() -> None:
-    before = native.cpu_capability()
-    with pytest.raises(ValueError, match="'sse9' is not available here; available are: baseline"):
-        native.set_cpu_capability("sse9")
-    assert native.cpu_capability() == before
-    result = run_python("import fused_losses", FUSED_LOSSES_CPU_CAPABILITY="sse9")
-    assert result.returncode != 0
-    assert "'sse9' is not available here" in result.stderr
 
 
 def test_extension_needs_no_library_of_a_particular_torch() -> None:

@@ -1,0 +1,188 @@
+"""One graph used in every way a training loop may use it: twice, for two losses, under hooks, with edited inputs."""
+
+import pytest
+import torch
+from losses import CLASS_LOSSES, CROSS_ENTROPY, LOSSES, REDUCTIONS, sample
+from parity import run
+
+# Rows of few classes, of many, and a strided class axis: each may save something else for the backward.
+SHAPES = [(6, 5), (3, 300), (2, 5, 4, 7)]
+
+
+def for_every_loss_reduction_and_shape(test):
+    test = pytest.mark.parametrize("loss", LOSSES, ids=repr)(test)
+    test = pytest.mark.parametrize("reduction", REDUCTIONS)(test)
+    return pytest.mark.parametrize("shape", SHAPES, ids=str)(test)
+
+
+def leaf_and_loss(loss, shape, reduction, device="cpu"):
+    input, target = sample(loss, shape, device=device)
+    input.requires_grad_()
+    return input, target, loss.ours(input, target, reduction=reduction)
+
+
+@for_every_loss_reduction_and_shape
+def test_second_backward_through_a_retained_graph(loss, reduction, shape, device):
+    input, _, value = leaf_and_loss(loss, shape, reduction, device)
+    grad_output = torch.rand_like(value)
+    (first,) = torch.autograd.grad(value, input, grad_output, retain_graph=True)
+    as_it_was = first.clone()
+    first.fill_(torch.nan)  # as an optimizer that works in place on .grad may
+    (second,) = torch.autograd.grad(value, input, grad_output, retain_graph=True)
+    assert torch.equal(second, as_it_was)
+    (third,) = torch.autograd.grad(value, input, 2 * grad_output)
+    assert torch.equal(third, 2 * as_it_was)
+
+
+@for_every_loss_reduction_and_shape
+def test_second_backward_through_a_freed_graph_raises(loss, reduction, shape, device):
+    input, _, value = leaf_and_loss(loss, shape, reduction, device)
+    torch.autograd.grad(value.sum(), input)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(value, input, torch.ones_like(value))
+
+
+@for_every_loss_reduction_and_shape
+def test_two_losses_of_one_input_add_their_gradients(loss, reduction, shape, device):
+    input, target = sample(loss, shape, device=device)
+    other_target = target.flip(0)
+    expected = run(loss.ours, input, target, reduction=reduction).gradient
+    expected = expected + run(loss.ours, input, other_target, reduction=reduction).gradient
+    input.requires_grad_()
+    values = [loss.ours(input, labels, reduction=reduction) for labels in (target, other_target)]
+    sum(value.sum() for value in values).backward()
+    assert torch.equal(input.grad, expected)
+
+
+@for_every_loss_reduction_and_shape
+def test_arguments_and_their_versions_are_unchanged(loss, reduction, shape, device):
+    input, target = sample(loss, shape, device=device)
+    weight = 0.5 + torch.rand(shape[1] if loss.by_class else shape[-1], device=device)
+    tensors = [input.requires_grad_(), target, weight]
+    before = [(tensor.detach().clone(), tensor._version) for tensor in tensors]
+    value = loss.ours(input, target, weight=weight, reduction=reduction)
+    value.sum().backward()
+    for tensor, (values, version) in zip(tensors, before, strict=True):
+        assert torch.equal(tensor, values)
+        assert tensor._version == version
+
+
+@for_every_loss_reduction_and_shape
+def test_gradient_is_new_memory(loss, reduction, shape, device):
+    input, target, value = leaf_and_loss(loss, shape, reduction, device)
+    (gradient,) = torch.autograd.grad(value.sum(), input)
+    for tensor in (input, target):
+        assert gradient.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+
+
+@for_every_loss_reduction_and_shape
+def test_backward_accumulates_into_grad(loss, reduction, shape, device):
+    input, target, value = leaf_and_loss(loss, shape, reduction, device)
+    value.sum().backward()
+    once = input.grad.clone()
+    loss.ours(input, target, reduction=reduction).sum().backward()
+    assert torch.equal(input.grad, 2 * once)
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+@for_every_loss_reduction_and_shape
+def test_without_gradient_the_value_is_the_same(loss, reduction, shape, guard, device):
+    input, target, with_graph = leaf_and_loss(loss, shape, reduction, device)
+    with guard():
+        without = loss.ours(input, target, reduction=reduction)
+    assert not without.requires_grad and without.grad_fn is None
+    assert without.is_inference() == (guard is torch.inference_mode)
+    of_detached = loss.ours(input.detach(), target, reduction=reduction)
+    assert of_detached.grad_fn is None
+    few_roundings = 4 * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(without, with_graph.detach(), rtol=few_roundings, atol=few_roundings)
+    assert torch.equal(without, of_detached)
+
+
+@for_every_loss_reduction_and_shape
+def test_an_inference_tensor_as_input(loss, reduction, shape, device):
+    with torch.inference_mode():
+        input, target = sample(loss, shape, device=device)
+        inside = loss.ours(input, target, reduction=reduction)
+    assert torch.equal(loss.ours(input.clone(), target.clone(), reduction=reduction), inside)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_logits_overwritten_after_the_forward(reduction, shape, dtype, device):
+    """Torch's cross_entropy saves no logits: they may be overwritten, and the gradient is that of the old ones."""
+    logits, target = sample(CROSS_ENTROPY, shape, dtype, device)
+    expected = run(CROSS_ENTROPY.ours, logits, target, reduction=reduction).gradient
+    leaf = logits.clone().requires_grad_()
+    activation = leaf * 1
+    value = CROSS_ENTROPY.ours(activation, target, reduction=reduction)
+    activation.detach().fill_(3)  # which the version counter of `activation` counts
+    value.backward()
+    assert torch.equal(leaf.grad, expected)
+
+
+@for_every_loss_reduction_and_shape
+def test_an_overwritten_input_never_gives_a_wrong_gradient(loss, reduction, shape, device):
+    """What a loss saves may not be edited before the backward; autograd notices, or the edit does not matter."""
+    input, target = sample(loss, shape, device=device)
+    expected = run(loss.ours, input, target, reduction=reduction).gradient
+    for edited in ("input", "target"):
+        leaf, labels = input.clone().requires_grad_(), target.clone()
+        activation = leaf * 1
+        value = loss.ours(activation, labels, reduction=reduction)
+        with torch.no_grad():
+            (activation if edited == "input" else labels).zero_()
+        try:
+            value.sum().backward()
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+        else:
+            assert torch.equal(leaf.grad, expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_gradient_reaches_the_layers_before(loss, device):
+    features, target = torch.randn(16, 12, device=device), sample(loss, (16, 5), device=device)[1]
+    gradients = []
+    for function in (loss.ours, loss.torchs):
+        torch.manual_seed(1)
+        layer = torch.nn.Linear(12, 5, device=device)
+        output = layer(features)
+        output = output.sigmoid() if loss.name == "binary_cross_entropy" else output
+        function(output, target).backward()
+        gradients.append([layer.weight.grad, layer.bias.grad])
+    sums_of_16_rows = 16 * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=sums_of_16_rows, atol=sums_of_16_rows)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_retain_grad_of_an_activation_and_of_the_loss(loss, device):
+    leaf, target = sample(loss, (6, 5), device=device)
+    activation = leaf.requires_grad_() * 1
+    activation.retain_grad()
+    value = loss.ours(activation, target)
+    value.retain_grad()
+    (3 * value).backward()
+    assert value.grad == 3
+    assert torch.equal(activation.grad, leaf.grad)
+    expected = run(loss.ours, leaf, target, torch.tensor(3.0, device=device)).gradient
+    assert torch.equal(leaf.grad, expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_a_loss_that_is_not_used_has_no_gradient(loss, device):
+    input, target = sample(loss, (6, 5), device=device)
+    activation = input.requires_grad_() * 1
+    value = loss.ours(activation, target)
+    (2 * activation).sum().backward()
+    assert torch.equal(input.grad, torch.full_like(input, 2))
+    assert value.requires_grad
+
+
+@pytest.mark.parametrize("loss", CLASS_LOSSES, ids=repr)
+def test_target_and_weight_without_gradient_get_none(loss, device):
+    input, target = sample(loss, (6, 5), device=device)
+    weight = torch.rand(5, device=device)
+    loss.ours(input.requires_grad_(), target, weight=weight).backward()
+    assert input.grad is not None and weight.grad is None

@@ -1,0 +1,135 @@
+"""Activation checkpointing, saved-tensor hooks and tensor hooks around a loss."""
+
+import pytest
+import torch
+from losses import CROSS_ENTROPY, LOSSES, REDUCTIONS, sample
+from parity import run
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_checkpointed_loss(loss, reduction, use_reentrant, device):
+    input, target = sample(loss, (6, 5), device=device)
+    expected = run(loss.ours, input, target, reduction=reduction)
+    leaf = input.requires_grad_()
+    value = checkpoint(lambda x: loss.ours(x * 1, target, reduction=reduction), leaf, use_reentrant=use_reentrant)
+    value.sum().backward()
+    assert torch.equal(value, expected.loss)
+    assert torch.equal(leaf.grad, expected.gradient)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_saved_tensors_moved_to_the_cpu(loss, reduction, device):
+    input, target = sample(loss, (6, 5), device=device)
+    expected = run(loss.ours, input, target, reduction=reduction)
+    with save_on_cpu():
+        outcome = run(loss.ours, input, target, reduction=reduction)
+    assert torch.equal(outcome.loss, expected.loss)
+    assert torch.equal(outcome.gradient, expected.gradient)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_what_a_loss_saves_passes_through_the_hooks(loss, reduction, device):
+    """Tensors kept past autograd's back, as attributes of ctx, would be neither offloaded nor freed."""
+    input, target = sample(loss, (6, 5), device=device)
+    packed_shapes, unpacked_shapes = [], []
+
+    def pack(tensor):
+        packed_shapes.append(tensor.shape)
+        return tensor.clone()
+
+    def unpack(packed):
+        unpacked_shapes.append(packed.shape)
+        return packed
+
+    with saved_tensors_hooks(pack, unpack):
+        outcome = run(loss.ours, input, target, reduction=reduction)
+    expected = run(loss.ours, input, target, reduction=reduction)
+    assert packed_shapes and unpacked_shapes
+    assert torch.equal(outcome.gradient, expected.gradient)
+
+
+class PackedTensor:
+    num_alive = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        PackedTensor.num_alive += 1
+
+    def __del__(self):
+        PackedTensor.num_alive -= 1
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_saved_tensors_are_released_by_the_backward(loss, device):
+    """Even while the loss itself is kept, as a list of losses for a plot does."""
+    input, target = sample(loss, (6, 5), device=device)
+    with saved_tensors_hooks(PackedTensor, lambda packed: packed.tensor):
+        value = loss.ours(input.requires_grad_(), target)
+        assert PackedTensor.num_alive > 0
+        value.backward()
+    assert PackedTensor.num_alive == 0
+    assert value.isfinite()
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_hook_on_the_input_edits_its_gradient(loss, device):
+    input, target = sample(loss, (6, 5), device=device)
+    expected = run(loss.ours, input, target).gradient
+    leaf = input.requires_grad_()
+    leaf.register_hook(lambda gradient: gradient * 2)
+    loss.ours(leaf, target).backward()
+    assert torch.equal(leaf.grad, expected * 2)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_hook_on_the_loss_scales_the_gradient(loss, reduction, device):
+    input, target = sample(loss, (6, 5), device=device)
+    expected = run(loss.ours, input, target, reduction=reduction).gradient
+    leaf = input.requires_grad_()
+    value = loss.ours(leaf, target, reduction=reduction)
+    value.register_hook(lambda gradient: gradient * 4)
+    value.sum().backward()
+    assert torch.equal(leaf.grad, expected * 4)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_post_accumulate_hook_may_free_the_gradient(loss, device):
+    """Optimizers that step inside the backward set .grad to None there."""
+    input, target = sample(loss, (6, 5), device=device)
+    expected = run(loss.ours, input, target).gradient
+    seen = []
+
+    def step(parameter):
+        seen.append(parameter.grad.clone())
+        parameter.grad = None
+
+    leaf = input.requires_grad_()
+    leaf.register_post_accumulate_grad_hook(step)
+    for _ in range(2):
+        loss.ours(leaf, target).backward()
+    assert len(seen) == 2
+    assert all(torch.equal(gradient, expected) for gradient in seen)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_anomaly_mode_is_silent_for_finite_gradients(loss, device):
+    input, target = sample(loss, (6, 5), device=device)
+    with torch.autograd.detect_anomaly(check_nan=True):
+        outcome = run(loss.ours, input, target)
+    assert outcome.gradient.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled", "ignore:Error detected in")
+def test_anomaly_mode_finds_the_nan_of_a_loss(device):
+    logits, target = sample(CROSS_ENTROPY, (6, 5), device=device)
+    logits[3] = torch.inf
+    with torch.autograd.detect_anomaly(check_nan=True), pytest.raises(RuntimeError, match="returned nan values"):
+        run(CROSS_ENTROPY.ours, logits, target)
