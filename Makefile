@@ -18,26 +18,21 @@ PYTHON_FILES = setup.py fused_losses tests benchmarks examples
 .PHONY: demo test bench lint format clean install
 
 demo: install
-	$(PIP) --editable ".[demo]" --no-build-isolation
 	$(VENV)/bin/python -m examples
 
 test: install
-	$(PIP) --editable ".[test,bench,demo]" --no-build-isolation
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 bench: install
-	$(PIP) --editable ".[bench]" --no-build-isolation
 	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
 lint: install
-	$(PIP) --editable ".[test,bench,demo,lint]" --no-build-isolation
 	$(VENV)/bin/ruff check $(PYTHON_FILES)
 	$(VENV)/bin/ruff format --check $(PYTHON_FILES)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: install
-	$(PIP) --editable ".[lint]" --no-build-isolation
 	$(VENV)/bin/ruff check --fix $(PYTHON_FILES)
 	$(VENV)/bin/ruff format $(PYTHON_FILES)
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
@@ -50,7 +45,7 @@ $(VENV)/.installed: $(SOURCES)
 	@echo "Installing $(TORCH) into $(VENV)"
 	$(PIP) "$(TORCH)" "setuptools>=77" "pybind11>=2.13" ninja wheel
 	@echo "Building the extension (a minute or two)"
-	$(PIP) --editable . --no-build-isolation
+	$(PIP) --editable ".[test,bench,demo,lint]" --no-build-isolation
 	@touch $@
 
 clean:

@@ -30,17 +30,23 @@ KERNEL_FLAGS = [
     "-fno-exceptions",
 ]
 
+# -mno-mmx: GCC moves 8-byte vectors through MMX registers now and then, which leaves the x87 unit unusable for the next
+# code that computes in long double.
+X86_FLAGS = ["-mno-mmx"]
+
 # The name of each instruction set in csrc/cpu/kernels.h and the flags that its copy of the kernels is compiled with.
 CAPABILITIES: dict[str, list[str]] = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     avx2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt"]
     avx512 = ["-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-    CAPABILITIES |= {"avx2": avx2, "avx512": [*avx2, *avx512]}
+    CAPABILITIES = {"baseline": X86_FLAGS, "avx2": [*X86_FLAGS, *avx2], "avx512": [*X86_FLAGS, *avx2, *avx512]}
 
 KERNEL_SOURCES = [
+    "csrc/cpu/cross_entropy_rows.cpp",  # the longest to compile come first
+    "csrc/cpu/cross_entropy_inner_tiles.cpp",
+    "csrc/cpu/cross_entropy_transposed_tiles.cpp",
     "csrc/cpu/binary_cross_entropy.cpp",
     "csrc/cpu/binary_cross_entropy_with_logits.cpp",
-    "csrc/cpu/cross_entropy.cpp",
     "csrc/cpu/elementary_functions.cpp",
     "csrc/cpu/index_target.cpp",
     "csrc/cpu/nll_loss.cpp",
@@ -59,7 +65,8 @@ class BuildWithCapabilities(BuildExtension):
         for capability, flags in CAPABILITIES.items():
             objects = self.compiler.compile(
                 KERNEL_SOURCES,
-                output_dir=os.path.join(self.build_temp, capability),
+                # Not build_temp, which pip makes anew each time: an unchanged kernel is not compiled twice.
+                output_dir=str(ROOT / "build" / "kernels" / capability),
                 macros=[("FUSED_LOSSES_CAPABILITY", capability)],
                 extra_postargs=[*COMPILE_FLAGS, *KERNEL_FLAGS, *flags],
                 depends=sorted(str(path) for path in (ROOT / "csrc").rglob("*.h")),

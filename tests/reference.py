@@ -79,7 +79,7 @@ def cross_entropy(input, target, grad_output, **options):
     # d loss / d logits = u - p * sum(u), where u = d loss / d log_probability; the relative error of p = exp(x - max) /
     # sum grows with |x - max|, because that difference is rounded before the exponential.
     u = to_log_probability.abs()
-    p = log_probability.exp() * log_probability.abs().clamp(min=1)
+    p = zero_times_anything(log_probability.exp(), log_probability.abs().clamp(min=1))
     gradient_terms = u + p * u.sum(class_dim(logits), keepdim=True)
     return Reference(loss, gradient, loss_terms(loss, per_unit, log_probability), gradient_terms)
 

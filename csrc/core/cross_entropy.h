@@ -28,18 +28,11 @@ enum class CrossEntropyMode : int32_t {
 
 enum class TargetKind : int32_t { Index, SmoothedIndex, Probability };
 
-enum class CrossEntropySweep : int32_t {
-  Rows,             // classes contiguous and many
-  TransposedTiles,  // classes contiguous and few
-  InnerTiles,       // classes strided, inner axis contiguous
-};
-
 struct CrossEntropyParams {
   DType dtype;              // of logits and gradient
   DType probability_dtype;  // of probability targets
   TargetKind target_kind;
   CrossEntropyMode mode;
-  CrossEntropySweep sweep;
 
   int64_t num_positions;  // outer_size * inner_size
   int64_t inner_size;

@@ -10,7 +10,9 @@ namespace fused_losses::cpu {
 
 struct Kernels {
   const char* name;
-  CrossEntropyKernel* cross_entropy;
+  CrossEntropyKernel* cross_entropy_rows;
+  CrossEntropyKernel* cross_entropy_transposed_tiles;
+  CrossEntropyKernel* cross_entropy_inner_tiles;
   NLLLossKernel* nll_loss;
   BinaryCrossEntropyKernel* binary_cross_entropy;
   BinaryCrossEntropyKernel* binary_cross_entropy_with_logits;

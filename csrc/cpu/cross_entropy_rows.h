@@ -263,7 +263,7 @@ inline void ignored_gradient(const T* x, T* gradient, int64_t num_classes) {
 
 // Blocks [block_begin, block_end) of positions.
 template <class T, class Mass>
-void cross_entropy_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
   using A = Accumulation<T>;
   const bool wants_gradient = params.mode == CrossEntropyMode::LossAndGradient;
   const int64_t num_classes = params.num_classes;

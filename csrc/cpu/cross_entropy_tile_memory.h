@@ -7,6 +7,9 @@
 namespace fused_losses::cpu {
 namespace {
 
+// Positions of a tile: runs of 512 bytes, and 64 classes of float fit the first-level cache with room for targets.
+constexpr int kPositions = 128;
+
 // A tile: positions [first, first + count) of the flattened (outer, inner) order.
 struct Tile {
   int64_t first;
@@ -14,7 +17,6 @@ struct Tile {
 };
 
 // Classes strided, inner axis contiguous, as in (N, C, H, W): a class of the tile is one or more runs of memory.
-template <int kPositions>
 class InnerRuns {
  public:
   InnerRuns(const CrossEntropyParams& params, Tile tile) {
@@ -82,7 +84,6 @@ class InnerRuns {
 // what it spills over belongs to the next rows, which this tile writes afterwards. Rows are therefore stored in
 // ascending order and, within a group of rows, the last classes first. The end of the tile is never crossed, since
 // another thread may own what lies behind it.
-template <int kPositions>
 class TransposedRows {
  public:
   TransposedRows(const CrossEntropyParams& params, Tile tile) : params_(params), tile_(tile) {}

@@ -10,10 +10,11 @@
 namespace fused_losses::cpu {
 namespace {
 
-constexpr int kTileElements = 8192;
+constexpr int64_t kChunkClasses = 64;  // of a tile that are in the buffer at a time
+constexpr int64_t kTileElements = kChunkClasses * kPositions;
 
 // What is known of each position of a tile: see Note [Target mass].
-template <class A, int kPositions>
+template <class A>
 struct TileState {
   alignas(64) A max[kPositions];
   alignas(64) A sum[kPositions];
@@ -50,11 +51,10 @@ inline double sum_in_double(const A* values, int count) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-template <class T, class Mass, class Memory, int kPositions>
+template <class T, class Mass, class Memory>
 class TileKernel {
   using A = Accumulation<T>;
   using U = typename Mass::ProbabilityType;
-  static constexpr int64_t kChunkClasses = kTileElements / kPositions;
 
  public:
   explicit TileKernel(const CrossEntropyParams& params) : params_(params), mass_(params) {}
@@ -258,15 +258,15 @@ class TileKernel {
   const CrossEntropyParams& params_;
   Mass mass_;
   Tile tile_{};
-  TileState<A, kPositions> state_;
+  TileState<A> state_;
   alignas(64) A logits_[kTileElements];
   alignas(64) A probability_[Mass::kReadsProbability ? kTileElements : 1];
 };
 
 // Blocks [block_begin, block_end) of positions; positions_per_block is a multiple of kPositions.
-template <class T, class Mass, template <int> class Memory, int kPositions>
-void cross_entropy_tiles(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
-  TileKernel<T, Mass, Memory<kPositions>, kPositions> kernel(params);
+template <class T, class Mass, class Memory>
+void sweep_tiles(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+  TileKernel<T, Mass, Memory> kernel(params);
   for (int64_t block = block_begin; block < block_end; ++block) {
     const int64_t first = block * params.positions_per_block;
     const int64_t last = first + params.positions_per_block < params.num_positions ? first + params.positions_per_block

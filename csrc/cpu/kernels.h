@@ -22,7 +22,9 @@ using ElementaryFunctionKernel = void(ElementaryFunction, DType, const void* inp
 
 #define FUSED_LOSSES_DECLARE_KERNELS(capability)             \
   namespace capability {                                     \
-  CrossEntropyKernel cross_entropy;                          \
+  CrossEntropyKernel cross_entropy_rows;                     \
+  CrossEntropyKernel cross_entropy_transposed_tiles;         \
+  CrossEntropyKernel cross_entropy_inner_tiles;              \
   NLLLossKernel nll_loss;                                    \
   BinaryCrossEntropyKernel binary_cross_entropy;             \
   BinaryCrossEntropyKernel binary_cross_entropy_with_logits; \

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kElementsPerBlock = 32768;
 constexpr int64_t kTransposedClasses = 64;  // up to here a few classes are cheaper transposed than row by row
-constexpr int64_t kTilePositions = 256;     // a multiple of every tile of the kernels
+constexpr int64_t kTilePositions = 128;     // a tile of the kernels: blocks hold whole tiles
 
 struct Options {
   Reduction reduction;
@@ -66,9 +66,8 @@ class Call {
   }
 
   void run() const {
-    const auto kernel = cpu::kernels().cross_entropy;
     for_each_block(num_blocks(),
-                   [&](int64_t block_begin, int64_t block_end) { kernel(params_, block_begin, block_end); });
+                   [&](int64_t block_begin, int64_t block_end) { kernel_(params_, block_begin, block_end); });
   }
 
   // Runs the forward and reduces the losses.
@@ -135,19 +134,16 @@ class Call {
       params_.probability_target = target_.data_ptr();
       params_.probability_layout = layout->layouts[2];
     }
+    const cpu::Kernels& kernels = cpu::kernels();
     if (!layout->contiguous_classes) {
-      params_.sweep = CrossEntropySweep::InnerTiles;
+      kernel_ = kernels.cross_entropy_inner_tiles;
     } else if (params_.num_classes <= kTransposedClasses) {
-      params_.sweep = CrossEntropySweep::TransposedTiles;
+      kernel_ = kernels.cross_entropy_transposed_tiles;
     } else {
-      params_.sweep = CrossEntropySweep::Rows;
+      kernel_ = kernels.cross_entropy_rows;
     }
-    if (params_.sweep == CrossEntropySweep::Rows) {
-      params_.positions_per_block = std::max<int64_t>(1, kElementsPerBlock / params_.num_classes);
-    } else {
-      params_.positions_per_block =
-          kTilePositions * std::max<int64_t>(1, kElementsPerBlock / (params_.num_classes * kTilePositions));
-    }
+    const int64_t quantum = kernel_ == kernels.cross_entropy_rows ? 1 : kTilePositions;
+    params_.positions_per_block = quantum * std::max<int64_t>(1, kElementsPerBlock / (params_.num_classes * quantum));
   }
 
   std::optional<PositionLayout> try_layout(bool wants_gradient) {
@@ -185,6 +181,7 @@ class Call {
   std::optional<Tensor> class_weight_;
   std::vector<int64_t> gradient_strides_;
   CrossEntropyParams params_{};
+  cpu::CrossEntropyKernel* kernel_ = nullptr;
   double denominator_ = 1;
 };
 

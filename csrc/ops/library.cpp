@@ -47,7 +47,8 @@ STABLE_TORCH_LIBRARY(fused_losses, library) {
   library.def(
       "nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> Tensor");
   library.def(
-      "nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> Tensor");
+      "nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> "
+      "Tensor");
   library.def(
       "nll_loss_backward(Tensor grad_output, Tensor target, Tensor? weight, SymInt[] input_sizes, "
       "ScalarType input_type, int reduction, int ignore_index, bool promote) -> Tensor");

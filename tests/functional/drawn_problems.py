@@ -104,7 +104,8 @@ def binary_problems(draw, loss):
             broadcast = [size if draw(st.booleans()) else 1 for size in shape]
             options[factor] = torch.rand(broadcast, generator=generator).to(dtype)
     specials = SPECIAL_PROBABILITIES if loss is BINARY_CROSS_ENTROPY else SPECIAL_LOGITS
-    target = draw(values(shape, dtype, SPECIAL_PROBABILITIES))
+    # Multiples of 1/256: a target near the least subnormal times a weight is 0 or not depending on the precision.
+    target = draw(values(shape, dtype, SPECIAL_PROBABILITIES)).mul(256).round().div(256)
     return Problem(
         loss, draw(values(shape, dtype, specials)), target, grad_outputs(draw, shape, reduction, dtype), options
     )

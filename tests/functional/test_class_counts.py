@@ -49,6 +49,16 @@ def test_class_weights_and_smoothing(num_classes, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("num_classes", [10, 62, 1000, 4097, 32000])
+def test_a_uniform_target_of_full_smoothing(num_classes, dtype, device):
+    """C probabilities of 1 / C: rounded and added up in float32 they do not make 1, and the loss is off by as much."""
+    logits = (0.1 * torch.randn(50, num_classes)).to(device=device, dtype=dtype)
+    target = torch.randint(num_classes, (50,), device=device)
+    check_parity(CROSS_ENTROPY, logits, target, reduction="none", label_smoothing=1.0)
+    check_parity(CROSS_ENTROPY, logits, target, label_smoothing=1.0)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("num_classes", [*FEW_CLASSES, 1025, 4097])
 def test_class_probabilities(num_classes, dtype, device):
     logits, _ = sample(CROSS_ENTROPY, (17, num_classes), dtype, device)

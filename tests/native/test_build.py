@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import fused_losses
 import fused_losses._C as native
+from fused_losses import functional as F
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -61,3 +63,24 @@ def test_threads_are_torchs_own() -> None:
         pytest.skip("no /proc on this platform")
     assert run_python(code, OMP_NUM_THREADS="1").stdout.split() == ["1"]
     assert torch.get_num_threads() >= 1
+
+
+@pytest.mark.parametrize("capability", native.available_cpu_capabilities())
+def test_kernels_leave_the_x87_unit_usable(capability: str) -> None:
+    """MMX instructions would not: the next long double would be NaN. Eight computations, as many as it has registers."""
+    before = native.cpu_capability()
+    native.set_cpu_capability(capability)
+    try:
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            for shape in ((300, 7), (40, 100), (2, 7, 300)):
+                logits = torch.randn(shape).to(dtype).requires_grad_()
+                target = torch.zeros(shape[:1] + shape[2:], dtype=torch.long)
+                weight = torch.ones(shape[1], dtype=dtype)
+                F.cross_entropy(logits, target, weight, label_smoothing=0.1).backward()
+                F.nll_loss(logits, target, weight).backward()
+                F.binary_cross_entropy(logits.sigmoid().detach(), logits.sigmoid().detach(), weight[:1])
+                F.binary_cross_entropy_with_logits(logits, logits.sigmoid().detach(), weight[:1]).backward()
+                one = np.full(8, 1, dtype=np.longdouble)
+                assert np.isfinite(np.exp(one)).all()
+    finally:
+        native.set_cpu_capability(before)

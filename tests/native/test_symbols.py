@@ -12,7 +12,7 @@ import pytest
 import fused_losses._C as native
 
 ROOT = Path(__file__).parents[2]
-OBJECTS = sorted(ROOT.glob("build/temp.*/*/csrc/cpu/*.o"))
+OBJECTS = sorted(ROOT.glob("build/kernels/*/csrc/cpu/*.o"))
 CAPABILITIES = native.build_info()["cpu_capabilities"]
 
 

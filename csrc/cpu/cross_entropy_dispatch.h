@@ -1,0 +1,52 @@
+// From the run-time description of a cross-entropy to the template that computes it.
+#pragma once
+
+#include "cross_entropy_target.h"
+
+namespace fused_losses::cpu {
+namespace {
+
+// Sweep::run<T, Mass>(params, block_begin, block_end) is one way through memory.
+template <class Sweep, class T, class U>
+void by_probability(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+  if (params.target.class_weight != nullptr) {
+    Sweep::template run<T, ProbabilityMass<U, true>>(params, block_begin, block_end);
+  } else {
+    Sweep::template run<T, ProbabilityMass<U, false>>(params, block_begin, block_end);
+  }
+}
+
+template <class Sweep, class T>
+void by_target(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+  using A = Accumulation<T>;
+  switch (params.target_kind) {
+    case TargetKind::Index:
+      return Sweep::template run<T, NoMass<A>>(params, block_begin, block_end);
+    case TargetKind::SmoothedIndex:
+      if (params.target.class_weight != nullptr) {
+        return Sweep::template run<T, WeightedMass<A>>(params, block_begin, block_end);
+      }
+      return Sweep::template run<T, UniformMass<A>>(params, block_begin, block_end);
+    case TargetKind::Probability:
+      if (params.probability_dtype == params.dtype) return by_probability<Sweep, T, T>(params, block_begin, block_end);
+      // 16-bit logits with float32 probabilities, as mixed precision makes them.
+      if constexpr (!kSameType<T, A>) by_probability<Sweep, T, float>(params, block_begin, block_end);
+  }
+}
+
+template <class Sweep>
+void by_type(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+  switch (params.dtype) {
+    case DType::Float32:
+      return by_target<Sweep, float>(params, block_begin, block_end);
+    case DType::Float64:
+      return by_target<Sweep, double>(params, block_begin, block_end);
+    case DType::BFloat16:
+      return by_target<Sweep, BFloat16>(params, block_begin, block_end);
+    case DType::Float16:
+      return by_target<Sweep, Float16>(params, block_begin, block_end);
+  }
+}
+
+}  // namespace
+}  // namespace fused_losses::cpu

@@ -1,0 +1,27 @@
+// Softmax cross-entropy on the CPU, many contiguous classes.
+// Compiled once per instruction set.
+#include "cross_entropy_rows.h"
+
+#include "cross_entropy_dispatch.h"
+#include "kernels.h"
+
+namespace fused_losses::cpu {
+namespace {
+
+struct Rows {
+  template <class T, class Mass>
+  static void run(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+    sweep_rows<T, Mass>(params, block_begin, block_end);
+  }
+};
+
+}  // namespace
+
+namespace FUSED_LOSSES_CAPABILITY {
+
+void cross_entropy_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+  by_type<Rows>(params, block_begin, block_end);
+}
+
+}  // namespace FUSED_LOSSES_CAPABILITY
+}  // namespace fused_losses::cpu
