@@ -67,7 +67,7 @@ def test_threads_are_torchs_own() -> None:
 
 @pytest.mark.parametrize("capability", native.available_cpu_capabilities())
 def test_kernels_leave_the_x87_unit_usable(capability: str) -> None:
-    """MMX instructions would not: the next long double would be NaN. Eight computations, as many as it has registers."""
+    """MMX instructions would not: the next long double would be NaN. Eight values, as many as it has registers."""
     before = native.cpu_capability()
     native.set_cpu_capability(capability)
     try:
