@@ -6,6 +6,11 @@
 // from the row's by one factor exp(block maximum - row maximum), so the gradient is one multiplication per class:
 // memory is read once and each exponential is computed once. The stash is the gradient row itself when it has the
 // accumulation type, else a float row that stays in the second-level cache.
+//
+// Note [Prefetching the next block]
+// The hardware's prefetcher stops at the end of a page, and a block is a page of float: left to it, every block begins
+// with a wait for memory while the arithmetic idles, and then the reverse. So the arithmetic on one block asks for the
+// lines of the next. Past the end of the row this is the next row; past the end of memory it does nothing.
 #pragma once
 
 #include <cstdlib>
@@ -100,6 +105,8 @@ inline BlockStatistics<Accumulation<T>> block_statistics(const T* x, int64_t fir
   sweep<A>(
       count,
       [&](int64_t i, int slot) {
+        __builtin_prefetch(x + i + count);  // Note [Prefetching the next block]
+        if constexpr (kStash) __builtin_prefetch(stash + i + count, 1);
         const Vec<A> shifted = load(x + i) - shift;
         const Vec<A> exponential = exp<A>(shifted);
         sum[slot] += exponential;
@@ -317,7 +324,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         const A log_sum = log<A>(broadcast(statistics.sum))[0];
         A loss = 0;
         if (point.target_class >= 0) loss = point.mass * (log_sum - (target_logit - finite_shift(statistics.max)));
-        if constexpr (Mass::kDense) loss += statistics.mass * log_sum - statistics.mass_times_x;
+        if constexpr (Mass::kDense) loss += row.mass_total(statistics.mass) * log_sum - statistics.mass_times_x;
         block_loss.add(static_cast<double>(loss));
         if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = loss;
         if (params.row_max != nullptr) {

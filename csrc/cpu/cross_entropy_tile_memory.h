@@ -48,6 +48,13 @@ class InnerRuns {
     }
   }
 
+  // Asks for what the next tile will read where this one reads class c, register v.
+  template <class T>
+  void prefetch_next(const T* memory, const ClassLayout& layout, int64_t c, int v) const {
+    const Run& run = runs_[num_runs_ - 1];
+    __builtin_prefetch(memory + layout.offset(run.outer, run.inner) + run.length + c * layout.class_stride + v);
+  }
+
   template <class T>
   void write(T* memory, const ClassLayout& layout, int64_t first_class, int64_t num_classes,
              const Accumulation<T>* tile) const {
@@ -86,7 +93,11 @@ class InnerRuns {
 // another thread may own what lies behind it.
 class TransposedRows {
  public:
-  TransposedRows(const CrossEntropyParams& params, Tile tile) : params_(params), tile_(tile) {}
+  TransposedRows(const CrossEntropyParams& params, Tile tile)
+      : params_(params),
+        tile_(tile),
+        first_outer_(tile.first / params.inner_size),
+        first_inner_(tile.first % params.inner_size) {}
 
   template <class T>
   void read(const T* memory, const ClassLayout& layout, int64_t, int64_t num_classes, Accumulation<T>* tile) const {
@@ -108,6 +119,11 @@ class TransposedRows {
         for (int64_t k = 0; k < used; ++k) store(tile + (c + k) * kPositions + row, square[k]);
       }
     }
+  }
+
+  template <class T>
+  void prefetch_next(const T* memory, const ClassLayout& layout, int64_t c, int v) const {
+    __builtin_prefetch(memory + start_of(layout) + (params_.num_classes + c) * kPositions + v);
   }
 
   template <class T>
@@ -144,9 +160,10 @@ class TransposedRows {
         layout.inner_stride == params_.num_classes && (params_.num_positions == params_.inner_size ||
                                                        layout.outer_stride == params_.inner_size * params_.num_classes);
     if (!dense) return nullptr;
-    return memory + layout.offset(tile_.first / params_.inner_size, tile_.first % params_.inner_size) +
-           tile_.count * params_.num_classes;
+    return memory + start_of(layout) + tile_.count * params_.num_classes;
   }
+
+  int64_t start_of(const ClassLayout& layout) const { return layout.offset(first_outer_, first_inner_); }
 
   template <class T>
   int start_rows(T* memory, const ClassLayout& layout, int row, T** starts) const {
@@ -166,6 +183,8 @@ class TransposedRows {
 
   const CrossEntropyParams& params_;
   Tile tile_;
+  int64_t first_outer_;
+  int64_t first_inner_;
 };
 
 }  // namespace

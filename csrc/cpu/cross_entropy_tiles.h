@@ -72,7 +72,7 @@ class TileKernel {
       start_statistics();
       for (int64_t first = 0; first < params_.num_classes; first += kChunkClasses) {
         read(memory, first);
-        add_to_statistics(first);
+        add_to_statistics(memory, first);
       }
       loss = finish_losses();
     }
@@ -109,19 +109,48 @@ class TileKernel {
   }
 
   void load_targets() {
+    const A scale = static_cast<A>(params_.gradient_scale);
     for (int i = 0; i < kPositions; ++i) {
-      const PointMass<A> point = i < tile_.count ? point_mass<A>(params_, tile_.first + i) : PointMass<A>{};
-      state_.target_class[i] = static_cast<Integer<A>>(point.target_class);
-      state_.point_mass[i] = point.mass;
-      // Where every target is ignored the scale of a mean is infinite; an ignored position takes no part in it.
-      const bool ignored = params_.target_kind != TargetKind::Probability && point.target_class < 0;
-      state_.scale[i] = ignored ? A(0) : static_cast<A>(params_.gradient_scale);
+      state_.target_class[i] = -1;
+      state_.point_mass[i] = 0;
+      state_.scale[i] = params_.target_kind == TargetKind::Probability ? scale : A(0);
+    }
+    if (params_.target_kind != TargetKind::Probability) {
+      switch (params_.target.type) {
+        case IndexType::Int64:
+          load_indices<int64_t>(scale);
+          break;
+        case IndexType::Int32:
+          load_indices<int32_t>(scale);
+          break;
+        case IndexType::UInt8:
+          load_indices<uint8_t>(scale);
+          break;
+      }
     }
     if (params_.mode == CrossEntropyMode::Backward) {
       const A* grad_output = static_cast<const A*>(params_.grad_output);
       for (int i = 0; i < tile_.count; ++i) {
         state_.scale[i] *= grad_output[(tile_.first + i) * params_.grad_output_stride];
       }
+    }
+  }
+
+  // Where every target is ignored the scale of a mean is infinite: an ignored position takes no part in it.
+  template <class I>
+  void load_indices(A scale) {
+    const I* target = static_cast<const I*>(params_.target.data) + tile_.first;
+    const A* weight = static_cast<const A*>(params_.target.class_weight);
+    const A keep = static_cast<A>(1 - params_.label_smoothing);
+    for (int i = 0; i < tile_.count; ++i) {
+      const bool used = target[i] != params_.target.ignore_index;
+      state_.target_class[i] = used ? static_cast<Integer<A>>(target[i]) : Integer<A>(-1);
+      state_.point_mass[i] = used ? keep : A(0);
+      state_.scale[i] = used ? scale : A(0);
+    }
+    if (weight == nullptr) return;
+    for (int i = 0; i < tile_.count; ++i) {
+      if (state_.target_class[i] >= 0) state_.point_mass[i] *= weight[state_.target_class[i]];
     }
   }
 
@@ -152,8 +181,9 @@ class TileKernel {
   }
 
   // Adds a chunk of classes and leaves exp(x - running maximum) in the tile buffer.
-  void add_to_statistics(int64_t first) {
+  void add_to_statistics(const Memory& memory, int64_t first) {
     const int64_t count = chunk(first);
+    const T* logits = static_cast<const T*>(params_.logits);
     for (int v = 0; v < kPositions; v += kLanes<A>) {
       const Vec<A> old_max = load(state_.max + v);
       Vec<A> max = old_max;
@@ -167,6 +197,7 @@ class TileKernel {
       const IntVec<A> target_class = load_integers<A>(state_.target_class + v);
       for (int64_t c = 0; c < count; ++c) {
         A* cell = logits_ + c * kPositions + v;
+        memory.prefetch_next(logits, params_.logits_layout, first + c, v);
         const Vec<A> x = load(cell);
         const Vec<A> shifted = x - shift;
         const Vec<A> exponential = exp<A>(shifted);
@@ -182,7 +213,7 @@ class TileKernel {
       const Vec<A> old_mass = load(state_.mass + v);
       const Vec<A> old_mass_times_x = load(state_.mass_times_x + v);
       store(state_.max + v, max);
-      store(state_.sum + v, load(state_.sum + v) * exp<A>(old_max - shift) + sum);
+      store(state_.sum + v, first == 0 ? sum : load(state_.sum + v) * exp<A>(old_max - shift) + sum);
       store(state_.mass + v, old_mass + mass);
       store(state_.mass_times_x + v, old_mass_times_x + old_mass * (finite_shifts<A>(old_max) - shift) + mass_times_x);
       store(state_.target_logit + v, target_logit);
@@ -192,6 +223,9 @@ class TileKernel {
   double finish_losses() {
     alignas(64) A losses[kPositions];
     const bool by_index = params_.target_kind != TargetKind::Probability;
+    if constexpr (!Mass::kReadsProbability) {  // known without the rounding of a sum
+      for (int i = 0; i < kPositions; ++i) state_.mass[i] = dense_mass(i);
+    }
     for (int v = 0; v < kPositions; v += kLanes<A>) {
       const Vec<A> log_sum = log<A>(load(state_.sum + v));
       const Vec<A> shift = finite_shifts<A>(load(state_.max + v));
@@ -205,11 +239,7 @@ class TileKernel {
     write_positions(params_.losses, losses);
     write_positions(params_.row_max, state_.max);
     write_positions(params_.row_sum, state_.sum);
-    if constexpr (Mass::kReadsProbability) {
-      write_positions(params_.row_mass, state_.mass);
-    } else {
-      for (int i = 0; i < kPositions; ++i) state_.mass[i] = dense_mass(i);
-    }
+    if constexpr (Mass::kReadsProbability) write_positions(params_.row_mass, state_.mass);
     return total;
   }
 

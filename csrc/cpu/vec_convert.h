@@ -14,42 +14,33 @@ namespace fused_losses::cpu {
 namespace {
 
 // Note [NaN in maxima]
-// max_of(a, b) and min_of(a, b) return b when either is NaN, as the x86 instructions do. With the bound first a NaN in
+// max_of(a, b) returns b when either is NaN, as the x86 instruction does. With the bound first a NaN in
 // the data survives clamping; with the accumulator second a NaN is passed over, which is harmless for a running maximum
 // because the exponential of the NaN itself then spoils the sum.
 #if defined(__AVX512F__)
 inline Vec<float> max_of(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
 inline Vec<double> max_of(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b); }
-inline Vec<float> min_of(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
-inline Vec<double> min_of(Vec<double> a, Vec<double> b) { return _mm512_min_pd(a, b); }
 #elif defined(__AVX2__)
 inline Vec<float> max_of(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
 inline Vec<double> max_of(Vec<double> a, Vec<double> b) { return _mm256_max_pd(a, b); }
-inline Vec<float> min_of(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
-inline Vec<double> min_of(Vec<double> a, Vec<double> b) { return _mm256_min_pd(a, b); }
 #elif defined(__SSE2__)
 inline Vec<float> max_of(Vec<float> a, Vec<float> b) { return _mm_max_ps(a, b); }
 inline Vec<double> max_of(Vec<double> a, Vec<double> b) { return _mm_max_pd(a, b); }
-inline Vec<float> min_of(Vec<float> a, Vec<float> b) { return _mm_min_ps(a, b); }
-inline Vec<double> min_of(Vec<double> a, Vec<double> b) { return _mm_min_pd(a, b); }
 #else
 template <class V>
 inline V max_of(V a, V b) {
   return a > b ? a : b;
 }
-template <class V>
-inline V min_of(V a, V b) {
-  return a < b ? a : b;
-}
 #endif
 
-// value * 2^exponent for an integral exponent in [-1100, 1100], rounded once when the result is subnormal.
+// value * 2^exponent for an integral exponent in [-1100, 1100], rounded once when the result is subnormal; 0 where
+// x < lowest, whatever the exponent is there.
 #if defined(__AVX512F__)
-inline Vec<float> scale_by_power_of_two(Vec<float> value, Vec<float> exponent) {
-  return _mm512_scalef_ps(value, exponent);
+inline Vec<float> scale_unless_below(Vec<float> value, Vec<float> exponent, Vec<float> x, Vec<float> lowest) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, lowest, _CMP_NLT_UQ), value, exponent);
 }
-inline Vec<double> scale_by_power_of_two(Vec<double> value, Vec<double> exponent) {
-  return _mm512_scalef_pd(value, exponent);
+inline Vec<double> scale_unless_below(Vec<double> value, Vec<double> exponent, Vec<double> x, Vec<double> lowest) {
+  return _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(x, lowest, _CMP_NLT_UQ), value, exponent);
 }
 #else
 template <class A>
@@ -67,8 +58,9 @@ struct FloatFormat<double> {
 
 // In two factors, since 2^exponent itself may be outside the format.
 template <class A>
-inline Vec<A> scale_in_two_steps(Vec<A> value, Vec<A> exponent) {
+inline Vec<A> scale_in_two_steps(Vec<A> value, Vec<A> exponent, IntVec<A> is_below) {
   using Format = FloatFormat<A>;
+  exponent = select(is_below, Vec<A>{}, exponent);
   // 1.5 * 2^mantissa_bits puts the integer into the low bits: no conversion instruction is needed.
   const A magic = static_cast<A>(3ull << (Format::kMantissaBits - 1));
   const IntVec<A> n = bit_cast<IntVec<A>>(exponent + magic) - bit_cast<IntVec<A>>(broadcast<A>(magic));
@@ -76,13 +68,13 @@ inline Vec<A> scale_in_two_steps(Vec<A> value, Vec<A> exponent) {
   const IntVec<A> half = ((n + 2048) >> 1) - 1024;
   const IntVec<A> first = (half + Format::kExponentBias) << Format::kMantissaBits;
   const IntVec<A> second = (n - half + Format::kExponentBias) << Format::kMantissaBits;
-  return value * bit_cast<Vec<A>>(first) * bit_cast<Vec<A>>(second);
+  return select(is_below, Vec<A>{}, value * bit_cast<Vec<A>>(first) * bit_cast<Vec<A>>(second));
 }
-inline Vec<float> scale_by_power_of_two(Vec<float> value, Vec<float> exponent) {
-  return scale_in_two_steps<float>(value, exponent);
+inline Vec<float> scale_unless_below(Vec<float> value, Vec<float> exponent, Vec<float> x, Vec<float> lowest) {
+  return scale_in_two_steps<float>(value, exponent, x < lowest);
 }
-inline Vec<double> scale_by_power_of_two(Vec<double> value, Vec<double> exponent) {
-  return scale_in_two_steps<double>(value, exponent);
+inline Vec<double> scale_unless_below(Vec<double> value, Vec<double> exponent, Vec<double> x, Vec<double> lowest) {
+  return scale_in_two_steps<double>(value, exponent, x < lowest);
 }
 #endif
 

@@ -34,7 +34,6 @@ struct MathConstants<float> {
   static constexpr float kLn2Low = -2.12194440e-4f;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
   static constexpr float kExpLowest = -104.0f;  // exp rounds to 0 here and below
-  static constexpr float kExpHighest = 89.0f;   // exp is infinite here and above
   static constexpr float kExp[] = {0.5000000027f, 0.1666657665f, 0.04166637427f, 0.008363235069f,
                                    0.001394120437f};  // 8e-9
   static constexpr float kLog[] = {-0.4999998916f, 0.3333330806f,  -0.2500152554f, 0.2000303446f,  -0.1661102029f,
@@ -53,7 +52,6 @@ struct MathConstants<double> {
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kExpLowest = -746.0;
-  static constexpr double kExpHighest = 710.0;
   static constexpr double kExp[] = {0.49999999999999999997,   0.1666666666666667103,    0.041666666666666683892,
                                     0.008333333333326083043,  0.0013888888888874327325, 0.00019841269875002816428,
                                     2.4801587347515960777e-5, 2.7557255169160032197e-6, 2.7557252734314130101e-7,
@@ -69,16 +67,18 @@ struct MathConstants<double> {
   static constexpr double kTwoToMantissa = 0x1p52;
 };
 
-// All x. exp(-inf) is exactly 0, exp(NaN) is NaN, subnormal results are rounded once.
+// x <= 88 (float) or 709 (double), -inf and NaN. Subnormal results are rounded once.
+//
+// Note [Vanishing exponentials]
+// Where the result is 0 (a masked logit of -inf, above all) it is not computed: producing a subnormal number or
+// underflowing costs the processor a microcode assist of more than a hundred cycles per register.
 template <class A>
 inline Vec<A> exp(Vec<A> x) {
   using C = MathConstants<A>;
-  x = max_of(broadcast<A>(C::kExpLowest), x);
-  x = min_of(broadcast<A>(C::kExpHighest), x);
   const Vec<A> n = (x * C::kLog2E + C::kRound) - C::kRound;
   const Vec<A> r = (x - n * C::kLn2High) - n * C::kLn2Low;
   const Vec<A> value = (r * r) * polynomial(r, C::kExp) + r + A(1);
-  return scale_by_power_of_two(value, n);
+  return scale_unless_below(value, n, x, broadcast<A>(C::kExpLowest));
 }
 
 // log(1 + f) for -0.3 < f <= 1 by 2 atanh(s), s = f / (2 + f). Since 2 s = f - s f, it is f less a smaller term, and
