@@ -105,13 +105,13 @@ class ElementwiseKernel {
     const U* grad_output =
         params_.grad_output != nullptr ? static_cast<const U*>(params_.grad_output) + first : nullptr;
     Vec<A> sum[2] = {};
-    int64_t i = 0;
-    for (; i + kLanes<A> <= count; i += kLanes<A>) {
+    // Two registers at a time: the second hides the latencies of the first.
+    const auto whole_register = [&](int64_t i, int slot) {
       const Vec<A> x = load(input + i);
       const Vec<A> y = load(target + i);
       if constexpr (kLoss) {
         const Vec<A> loss = weighted(Formula::template loss<A>(x, y, pos_weight(i)), i);
-        sum[(i / kLanes<A>)&1] += loss;
+        sum[slot] += loss;
         if (losses != nullptr) store(losses + i, loss);
         check_range(x, y);
       }
@@ -120,6 +120,15 @@ class ElementwiseKernel {
         if (grad_output != nullptr) value *= load(grad_output + i);
         store(gradient + i, value);
       }
+    };
+    int64_t i = 0;
+    for (; i + 2 * kLanes<A> <= count; i += 2 * kLanes<A>) {
+      whole_register(i, 0);
+      whole_register(i + kLanes<A>, 1);
+    }
+    if (i + kLanes<A> <= count) {
+      whole_register(i, 0);
+      i += kLanes<A>;
     }
     if (i < count) {
       const int64_t rest = count - i;

@@ -12,25 +12,47 @@ A target_weight(const IndexTarget& target, int64_t index) {
   return target.class_weight != nullptr ? static_cast<const A*>(target.class_weight)[index] : A(1);
 }
 
+// Calls visit(position, outer, inner) for the positions of the blocks, without a division for each.
+template <class Visit>
+void for_each_position(const NLLLossParams& params, int64_t first, int64_t last, const Visit& visit) {
+  int64_t outer = first / params.inner_size;
+  int64_t inner = first % params.inner_size;
+  for (int64_t position = first; position < last; ++position) {
+    visit(position, outer, inner);
+    if (++inner == params.inner_size) {
+      inner = 0;
+      ++outer;
+    }
+  }
+}
+
+// The elements that a gather reads lie anywhere in the input: those of later positions are asked for early.
+constexpr int64_t kPrefetchedPositions = 32;
+
 template <class T>
 void forward(const NLLLossParams& params, int64_t block_begin, int64_t block_end) {
   using A = Accumulation<T>;
+  const T* input = static_cast<const T*>(params.input);
+  const ClassLayout& layout = params.input_layout;
   for (int64_t block = block_begin; block < block_end; ++block) {
     const int64_t first = block * params.positions_per_block;
     const int64_t end = first + params.positions_per_block;
     const int64_t last = end < params.num_positions ? end : params.num_positions;
     CompensatedSum block_loss;
-    for (int64_t position = first; position < last; ++position) {
+    for_each_position(params, first, last, [&](int64_t position, int64_t outer, int64_t inner) {
+      if (position + kPrefetchedPositions < last) {
+        const int64_t later = read_index(params.target, position + kPrefetchedPositions);
+        __builtin_prefetch(input + layout.offset(outer, inner + kPrefetchedPositions) + later * layout.class_stride);
+      }
       const int64_t index = read_index(params.target, position);
       A loss = 0;
       if (index != params.target.ignore_index) {
-        const int64_t offset = params.input_layout.offset(position / params.inner_size, position % params.inner_size) +
-                               index * params.input_layout.class_stride;
-        loss = -load_scalar(static_cast<const T*>(params.input) + offset) * target_weight<A>(params.target, index);
+        loss = -load_scalar(input + layout.offset(outer, inner) + index * layout.class_stride) *
+               target_weight<A>(params.target, index);
       }
       block_loss.add(static_cast<double>(loss));
       if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = loss;
-    }
+    });
     if (params.block_losses != nullptr) params.block_losses[block] = block_loss.value();
   }
 }
@@ -42,15 +64,13 @@ void backward(const NLLLossParams& params, int64_t block_begin, int64_t block_en
   const int64_t first = block_begin * params.positions_per_block;
   const int64_t end = block_end * params.positions_per_block;
   const int64_t last = end < params.num_positions ? end : params.num_positions;
-  for (int64_t position = first; position < last; ++position) {
+  for_each_position(params, first, last, [&](int64_t position, int64_t outer, int64_t inner) {
     const int64_t index = read_index(params.target, position);
-    if (index == params.target.ignore_index) continue;
-    const int64_t outer = position / params.inner_size;
-    const int64_t inner = position % params.inner_size;
+    if (index == params.target.ignore_index) return;
     const A grad_output = static_cast<const A*>(params.grad_output)[position * params.grad_output_stride];
     store_scalar(static_cast<T*>(params.gradient) + (outer * params.num_classes + index) * params.inner_size + inner,
                  scale * target_weight<A>(params.target, index) * grad_output);
-  }
+  });
 }
 
 template <class T>
