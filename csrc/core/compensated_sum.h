@@ -27,5 +27,18 @@ class CompensatedSum {
   double compensation_ = 0;
 };
 
+// Eight sums at once: one would wait for the latency of every addition.
+template <class A>
+inline double sum_in_double(const A* values, int count) {
+  double sums[8] = {};
+  int i = 0;
+  for (; i + 8 <= count; i += 8) {
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; ++k) sums[k] += static_cast<double>(values[i + k]);
+  }
+  for (int k = 0; i + k < count; ++k) sums[k] += static_cast<double>(values[i + k]);
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
 }  // namespace
 }  // namespace fused_losses

@@ -26,6 +26,7 @@ void for_each_position(const NLLLossParams& params, int64_t first, int64_t last,
   }
 }
 
+constexpr int64_t kChunkPositions = 256;
 // The elements that a gather reads lie anywhere in the input: those of later positions are asked for early.
 constexpr int64_t kPrefetchedPositions = 32;
 
@@ -33,26 +34,32 @@ template <class T>
 void forward(const NLLLossParams& params, int64_t block_begin, int64_t block_end) {
   using A = Accumulation<T>;
   const T* input = static_cast<const T*>(params.input);
-  const ClassLayout& layout = params.input_layout;
+  int64_t index[kChunkPositions];
+  int64_t offset[kChunkPositions];  // in the input
+  A loss[kChunkPositions];
   for (int64_t block = block_begin; block < block_end; ++block) {
     const int64_t first = block * params.positions_per_block;
     const int64_t end = first + params.positions_per_block;
     const int64_t last = end < params.num_positions ? end : params.num_positions;
     CompensatedSum block_loss;
-    for_each_position(params, first, last, [&](int64_t position, int64_t outer, int64_t inner) {
-      if (position + kPrefetchedPositions < last) {
-        const int64_t later = read_index(params.target, position + kPrefetchedPositions);
-        __builtin_prefetch(input + layout.offset(outer, inner + kPrefetchedPositions) + later * layout.class_stride);
+    for (int64_t chunk = first; chunk < last; chunk += kChunkPositions) {
+      const int64_t count = last - chunk < kChunkPositions ? last - chunk : kChunkPositions;
+      for_each_position(params, chunk, chunk + count, [&](int64_t position, int64_t outer, int64_t inner) {
+        const int64_t i = position - chunk;
+        index[i] = read_index(params.target, position);
+        const int64_t read_class = index[i] == params.target.ignore_index ? 0 : index[i];
+        offset[i] = params.input_layout.offset(outer, inner) + read_class * params.input_layout.class_stride;
+      });
+      for (int64_t i = 0; i < count; ++i) {
+        __builtin_prefetch(input + offset[i + kPrefetchedPositions < count ? i + kPrefetchedPositions : i]);
+        const bool ignored = index[i] == params.target.ignore_index;
+        loss[i] = ignored ? A(0) : -load_scalar(input + offset[i]) * target_weight<A>(params.target, index[i]);
       }
-      const int64_t index = read_index(params.target, position);
-      A loss = 0;
-      if (index != params.target.ignore_index) {
-        loss = -load_scalar(input + layout.offset(outer, inner) + index * layout.class_stride) *
-               target_weight<A>(params.target, index);
+      block_loss.add(sum_in_double(loss, static_cast<int>(count)));
+      if (params.losses != nullptr) {
+        std::memcpy(static_cast<A*>(params.losses) + chunk, loss, static_cast<size_t>(count) * sizeof(A));
       }
-      block_loss.add(static_cast<double>(loss));
-      if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = loss;
-    });
+    }
     if (params.block_losses != nullptr) params.block_losses[block] = block_loss.value();
   }
 }

@@ -13,7 +13,7 @@
 namespace fused_losses {
 namespace {
 
-constexpr int64_t kPositionsPerBlock = 8192;
+constexpr int64_t kPositionsPerBlock = 2048;
 constexpr int64_t kBytesPerBlock = int64_t(1) << 20;
 
 void check_target(const Tensor& target, const ClassShape& shape) {
