@@ -66,20 +66,13 @@ inline A finite_shift(A max) {
   return max == -kInfinity<A> ? A(0) : max;
 }
 
+// Of a block, or of a row.
 template <class A>
-struct RowStatistics {
-  A max;           // of the row
+struct Statistics {
+  A max;
   A sum;           // of exp(x - max)
   A mass;          // Q
   A mass_times_x;  // sum of q (x - max)
-};
-
-template <class A>
-struct BlockStatistics {
-  A max;
-  A sum;
-  A mass;
-  A mass_times_x;
 };
 
 template <class T>
@@ -94,8 +87,8 @@ inline Accumulation<T> block_max(const T* x, int64_t count) {
 }
 
 template <bool kStash, class T, class Mass>
-inline BlockStatistics<Accumulation<T>> block_statistics(const T* x, int64_t first_class, int64_t count,
-                                                         const Mass& mass, Accumulation<T>* stash) {
+inline Statistics<Accumulation<T>> block_statistics(const T* x, int64_t first_class, int64_t count, const Mass& mass,
+                                                    Accumulation<T>* stash) {
   using A = Accumulation<T>;
   const A max = block_max(x, count);
   const A shift = finite_shift(max);
@@ -129,7 +122,7 @@ inline BlockStatistics<Accumulation<T>> block_statistics(const T* x, int64_t fir
           mass_times_x[0] += select(valid, q * shifted, Vec<A>{});
         }
       });
-  BlockStatistics<A> result{max, sum_lanes<A>(sum_of<A>(sum)), 0, 0};
+  Statistics<A> result{max, sum_lanes<A>(sum_of<A>(sum)), 0, 0};
   if constexpr (Mass::kReadsProbability) result.mass = sum_lanes<A>(sum_of<A>(mass_sum));
   if constexpr (Mass::kDense) result.mass_times_x = sum_lanes<A>(sum_of<A>(mass_times_x));
   return result;
@@ -151,8 +144,8 @@ class Row {
   void start(const CrossEntropyParams& params, int64_t position) { mass_.start_row(params, position); }
 
   template <bool kStash>
-  RowStatistics<A> statistics(const T* x, A* stash) {
-    BlockStatistics<A> blocks[kMaxRowBlocks];
+  Statistics<A> statistics(const T* x, A* stash) {
+    Statistics<A> blocks[kMaxRowBlocks];
     int num_blocks = 0;
     A max = -kInfinity<A>;
     for (int64_t first = 0; first < num_classes_; first += block_classes_, ++num_blocks) {
@@ -305,7 +298,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       // Read before the gradient is written: it may be written over the logits.
       const A target_logit = point.target_class >= 0 ? load_scalar(x + point.target_class) : A(0);
       const A* stash = nullptr;
-      RowStatistics<A> statistics;
+      Statistics<A> statistics;
       A scale = static_cast<A>(params.gradient_scale);
       if (params.mode == CrossEntropyMode::Backward) {
         statistics.max = static_cast<const A*>(params.row_max)[position];
