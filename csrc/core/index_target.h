@@ -16,6 +16,22 @@ struct IndexTarget {
   bool double_weight = false;          // the accumulation type is double
 };
 
+namespace {
+
+inline int64_t read_index(const IndexTarget& target, int64_t position) {
+  switch (target.type) {
+    case IndexType::Int64:
+      return static_cast<const int64_t*>(target.data)[position];
+    case IndexType::Int32:
+      return static_cast<const int32_t*>(target.data)[position];
+    case IndexType::UInt8:
+      return static_cast<const uint8_t*>(target.data)[position];
+  }
+  __builtin_unreachable();
+}
+
+}  // namespace
+
 // What one pass over targets finds: their weights, and the first one that is no class.
 struct TargetScan {
   double weight;

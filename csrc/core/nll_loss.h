@@ -19,8 +19,9 @@ struct NLLLossParams {
   // Forward
   const void* input;
   ClassLayout input_layout;
-  void* losses;          // [num_positions] in the accumulation type, or null
-  double* block_losses;  // [num_blocks] sums of the losses, or null
+  void* losses;               // [num_positions] in the accumulation type, or null
+  double* block_losses;       // [num_blocks] sums of the losses, or null
+  TargetScan* block_targets;  // [num_blocks] what the targets are; a block with an invalid one has no losses
 
   // Backward: the gradient is [outer, num_classes, inner], contiguous, and zero on entry
   void* gradient;

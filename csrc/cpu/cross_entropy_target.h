@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../core/cross_entropy.h"
-#include "index_target.h"
+#include "../core/index_target.h"
 #include "vec.h"
 
 namespace fused_losses::cpu {

@@ -1,91 +1,126 @@
 // Negative log-likelihood on the CPU: a gather forward, a scatter backward. Compiled once per instruction set.
 #include "../core/compensated_sum.h"
-#include "index_target.h"
 #include "kernels.h"
 #include "vec.h"
 
 namespace fused_losses::cpu {
 namespace {
 
-template <class A>
-A target_weight(const IndexTarget& target, int64_t index) {
-  return target.class_weight != nullptr ? static_cast<const A*>(target.class_weight)[index] : A(1);
-}
+// Positions that lie in memory at one distance from each other.
+struct Run {
+  int64_t position;
+  int64_t count;
+  int64_t offset;  // of the first position's class 0, in elements
+  int64_t stride;
+};
 
-// Calls visit(position, outer, inner) for the positions of the blocks, without a division for each.
+// Splits [first, last) into runs: all positions are one where there is no inner axis.
 template <class Visit>
-void for_each_position(const NLLLossParams& params, int64_t first, int64_t last, const Visit& visit) {
-  int64_t outer = first / params.inner_size;
-  int64_t inner = first % params.inner_size;
-  for (int64_t position = first; position < last; ++position) {
-    visit(position, outer, inner);
-    if (++inner == params.inner_size) {
-      inner = 0;
-      ++outer;
-    }
+void for_each_run(const ClassLayout& layout, int64_t inner_size, int64_t first, int64_t last, const Visit& visit) {
+  if (inner_size == 1) {
+    visit(Run{first, last - first, layout.offset(first, 0), layout.outer_stride});
+    return;
+  }
+  for (int64_t position = first; position < last;) {
+    const int64_t outer = position / inner_size;
+    const int64_t inner = position - outer * inner_size;
+    const int64_t count = inner_size - inner < last - position ? inner_size - inner : last - position;
+    visit(Run{position, count, layout.offset(outer, inner), layout.inner_stride});
+    position += count;
   }
 }
 
 constexpr int64_t kChunkPositions = 256;
-// The elements that a gather reads lie anywhere in the input: those of later positions are asked for early.
-constexpr int64_t kPrefetchedPositions = 32;
 
-template <class T>
+// The losses of a run: written unless `losses` is null, and their sum. Nothing else is stored: a store that waits for
+// an element from memory holds back the loads behind it whose addresses have the same last 12 bits.
+template <class T, class I, bool kWeighted>
+double gather(const NLLLossParams& params, const Run& run, Accumulation<T>* losses) {
+  using A = Accumulation<T>;
+  const I* targets = static_cast<const I*>(params.target.data) + run.position;
+  const T* source = static_cast<const T*>(params.input) + run.offset;
+  const A* class_weight = static_cast<const A*>(params.target.class_weight);
+  const int64_t class_stride = params.input_layout.class_stride;
+  const int64_t ignore_index = params.target.ignore_index;
+  const auto loss_at = [&](int64_t i) -> double {
+    const int64_t index = targets[i];
+    A loss = 0;
+    if (index != ignore_index) {
+      loss = -load_scalar(source + i * run.stride + index * class_stride);
+      if constexpr (kWeighted) loss *= class_weight[index];
+    }
+    if (losses != nullptr) losses[i] = loss;
+    return static_cast<double>(loss);
+  };
+  // Four sums side by side: none waits for the addition of another.
+  double sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
+  int64_t i = 0;
+  for (; i + 4 <= run.count; i += 4) {
+    sum0 += loss_at(i);
+    sum1 += loss_at(i + 1);
+    sum2 += loss_at(i + 2);
+    sum3 += loss_at(i + 3);
+  }
+  for (; i < run.count; ++i) sum0 += loss_at(i);
+  return (sum0 + sum1) + (sum2 + sum3);
+}
+
+template <class T, class I>
 void forward(const NLLLossParams& params, int64_t block_begin, int64_t block_end) {
   using A = Accumulation<T>;
-  const T* input = static_cast<const T*>(params.input);
-  int64_t index[kChunkPositions];
-  int64_t offset[kChunkPositions];  // in the input
-  A loss[kChunkPositions];
+  const auto gather_run = params.target.class_weight != nullptr ? gather<T, I, true> : gather<T, I, false>;
   for (int64_t block = block_begin; block < block_end; ++block) {
     const int64_t first = block * params.positions_per_block;
     const int64_t end = first + params.positions_per_block;
     const int64_t last = end < params.num_positions ? end : params.num_positions;
+    // The block's targets are checked, into the first-level cache, before one of them is followed.
+    params.block_targets[block] = FUSED_LOSSES_CAPABILITY::scan_targets(params.target, first, last);
+    if (params.block_targets[block].first_invalid >= 0) continue;
     CompensatedSum block_loss;
-    for (int64_t chunk = first; chunk < last; chunk += kChunkPositions) {
-      const int64_t count = last - chunk < kChunkPositions ? last - chunk : kChunkPositions;
-      for_each_position(params, chunk, chunk + count, [&](int64_t position, int64_t outer, int64_t inner) {
-        const int64_t i = position - chunk;
-        index[i] = read_index(params.target, position);
-        const int64_t read_class = index[i] == params.target.ignore_index ? 0 : index[i];
-        offset[i] = params.input_layout.offset(outer, inner) + read_class * params.input_layout.class_stride;
+    for (int64_t begin = first; begin < last; begin += kChunkPositions) {
+      const int64_t count = last - begin < kChunkPositions ? last - begin : kChunkPositions;
+      for_each_run(params.input_layout, params.inner_size, begin, begin + count, [&](const Run& run) {
+        A* losses = params.losses != nullptr ? static_cast<A*>(params.losses) + run.position : nullptr;
+        block_loss.add(gather_run(params, run, losses));
       });
-      for (int64_t i = 0; i < count; ++i) {
-        __builtin_prefetch(input + offset[i + kPrefetchedPositions < count ? i + kPrefetchedPositions : i]);
-        const bool ignored = index[i] == params.target.ignore_index;
-        loss[i] = ignored ? A(0) : -load_scalar(input + offset[i]) * target_weight<A>(params.target, index[i]);
-      }
-      block_loss.add(sum_in_double(loss, static_cast<int>(count)));
-      if (params.losses != nullptr) {
-        std::memcpy(static_cast<A*>(params.losses) + chunk, loss, static_cast<size_t>(count) * sizeof(A));
-      }
     }
     if (params.block_losses != nullptr) params.block_losses[block] = block_loss.value();
   }
 }
 
-template <class T>
+template <class T, class I>
 void backward(const NLLLossParams& params, int64_t block_begin, int64_t block_end) {
   using A = Accumulation<T>;
   const A scale = static_cast<A>(-params.gradient_scale);
+  const A* class_weight = static_cast<const A*>(params.target.class_weight);
+  const ClassLayout layout{params.num_classes * params.inner_size, params.inner_size, 1};
   const int64_t first = block_begin * params.positions_per_block;
   const int64_t end = block_end * params.positions_per_block;
   const int64_t last = end < params.num_positions ? end : params.num_positions;
-  for_each_position(params, first, last, [&](int64_t position, int64_t outer, int64_t inner) {
-    const int64_t index = read_index(params.target, position);
-    if (index == params.target.ignore_index) return;
-    const A grad_output = static_cast<const A*>(params.grad_output)[position * params.grad_output_stride];
-    store_scalar(static_cast<T*>(params.gradient) + (outer * params.num_classes + index) * params.inner_size + inner,
-                 scale * target_weight<A>(params.target, index) * grad_output);
+  for_each_run(layout, params.inner_size, first, last, [&](const Run& run) {
+    const I* targets = static_cast<const I*>(params.target.data) + run.position;
+    const A* grad_output = static_cast<const A*>(params.grad_output) + run.position * params.grad_output_stride;
+    T* gradient = static_cast<T*>(params.gradient) + run.offset;
+    for (int64_t i = 0; i < run.count; ++i) {
+      const int64_t index = targets[i];
+      if (index == params.target.ignore_index) continue;
+      const A weight = class_weight != nullptr ? class_weight[index] : A(1);
+      store_scalar(gradient + i * run.stride + index * layout.class_stride,
+                   scale * weight * grad_output[i * params.grad_output_stride]);
+    }
   });
 }
 
 template <class T>
-void by_direction(const NLLLossParams& params, int64_t block_begin, int64_t block_end) {
-  if (params.gradient != nullptr) {
-    backward<T>(params, block_begin, block_end);
-  } else {
-    forward<T>(params, block_begin, block_end);
+void by_index_type(const NLLLossParams& params, int64_t block_begin, int64_t block_end) {
+  const bool is_backward = params.gradient != nullptr;
+  switch (params.target.type) {
+    case IndexType::Int64:
+      return (is_backward ? backward<T, int64_t> : forward<T, int64_t>)(params, block_begin, block_end);
+    case IndexType::Int32:
+      return (is_backward ? backward<T, int32_t> : forward<T, int32_t>)(params, block_begin, block_end);
+    case IndexType::UInt8:
+      return (is_backward ? backward<T, uint8_t> : forward<T, uint8_t>)(params, block_begin, block_end);
   }
 }
 
@@ -96,13 +131,13 @@ namespace FUSED_LOSSES_CAPABILITY {
 void nll_loss(const NLLLossParams& params, int64_t block_begin, int64_t block_end) {
   switch (params.dtype) {
     case DType::Float32:
-      return by_direction<float>(params, block_begin, block_end);
+      return by_index_type<float>(params, block_begin, block_end);
     case DType::Float64:
-      return by_direction<double>(params, block_begin, block_end);
+      return by_index_type<double>(params, block_begin, block_end);
     case DType::BFloat16:
-      return by_direction<BFloat16>(params, block_begin, block_end);
+      return by_index_type<BFloat16>(params, block_begin, block_end);
     case DType::Float16:
-      return by_direction<Float16>(params, block_begin, block_end);
+      return by_index_type<Float16>(params, block_begin, block_end);
   }
 }
 

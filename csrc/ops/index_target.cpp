@@ -1,7 +1,6 @@
 #include "index_target.h"
 
 #include "../cpu/capability.h"
-#include "../cpu/index_target.h"
 #include "parallel.h"
 
 namespace fused_losses {
@@ -48,6 +47,18 @@ IndexTarget to_index_target(const Tensor& target, int64_t num_classes, int64_t i
   return result;
 }
 
+double total_weight(const IndexTarget& target, const std::vector<TargetScan>& scans) {
+  CompensatedSum weight;
+  for (const TargetScan& scan : scans) {
+    if (scan.first_invalid >= 0) {
+      throw std::out_of_range("Target " + std::to_string(read_index(target, scan.first_invalid)) +
+                              " is out of bounds.");
+    }
+    weight.add(scan.weight);
+  }
+  return weight.value();
+}
+
 double check_targets(const IndexTarget& target, int64_t num_positions) {
   const int64_t num_blocks = blocks_of(num_positions, kPositionsPerBlock);
   std::vector<TargetScan> scans(static_cast<size_t>(num_blocks));
@@ -58,15 +69,7 @@ double check_targets(const IndexTarget& target, int64_t num_positions) {
       scans[static_cast<size_t>(block)] = cpu::kernels().scan_targets(target, begin, end);
     }
   });
-  CompensatedSum weight;
-  for (const TargetScan& scan : scans) {
-    if (scan.first_invalid >= 0) {
-      throw std::out_of_range("Target " + std::to_string(cpu::read_index(target, scan.first_invalid)) +
-                              " is out of bounds.");
-    }
-    weight.add(scan.weight);
-  }
-  return weight.value();
+  return total_weight(target, scans);
 }
 
 }  // namespace fused_losses

@@ -20,7 +20,11 @@ std::optional<Tensor> prepare_class_weight(const std::optional<Tensor>& weight, 
 IndexTarget to_index_target(const Tensor& target, int64_t num_classes, int64_t ignore_index,
                             const std::optional<Tensor>& class_weight);
 
-// The sum of the targets' weights. Throws std::out_of_range (IndexError) with torch's words for the first bad index.
+// The sum of the targets' weights, from the scans of all blocks in order. Throws std::out_of_range (IndexError) with
+// torch's words for the first bad index.
+double total_weight(const IndexTarget& target, const std::vector<TargetScan>& scans);
+
+// The same with a pass of its own over the targets.
 double check_targets(const IndexTarget& target, int64_t num_positions);
 
 }  // namespace fused_losses

@@ -14,6 +14,8 @@ namespace fused_losses {
 namespace {
 
 constexpr int64_t kPositionsPerBlock = 2048;
+// Waking a thread costs as much as gathering some thousands of elements.
+constexpr int64_t kBlocksPerThread = 2;
 constexpr int64_t kBytesPerBlock = int64_t(1) << 20;
 
 void check_target(const Tensor& target, const ClassShape& shape) {
@@ -22,10 +24,13 @@ void check_target(const Tensor& target, const ClassShape& shape) {
   if (to_vector(target.sizes()) != shape.position_sizes) refuse("the target's shape does not fit the input's");
 }
 
+int64_t num_blocks(const NLLLossParams& params) { return blocks_of(params.num_positions, params.positions_per_block); }
+
 void run(const NLLLossParams& params) {
   const auto kernel = cpu::kernels().nll_loss;
-  for_each_block(blocks_of(params.num_positions, params.positions_per_block),
-                 [&](int64_t block_begin, int64_t block_end) { kernel(params, block_begin, block_end); });
+  for_each_block(
+      num_blocks(params), [&](int64_t block_begin, int64_t block_end) { kernel(params, block_begin, block_end); },
+      kBlocksPerThread);
 }
 
 Tensor nll_loss(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight, int64_t reduction,
@@ -54,19 +59,22 @@ Tensor nll_loss(const Tensor& input, const Tensor& target, const std::optional<T
   params.inner_size = layout->inner_size;
   params.input_layout = layout->layouts[0];
 
-  const double total_weight = check_targets(params.target, params.num_positions);
+  std::vector<TargetScan> block_targets(static_cast<size_t>(num_blocks(params)));
+  params.block_targets = block_targets.data();
   const ScalarType loss_type = promote ? accumulation_type(type) : type;
   const Reduction kind = to_reduction(reduction);
   if (kind == Reduction::None) {
     Tensor losses = empty(shape.position_sizes, accumulation_type(type));
     params.losses = losses.data_ptr();
     run(params);
+    total_weight(params.target, block_targets);
     return cast(losses, loss_type);
   }
-  std::vector<double> block_losses(static_cast<size_t>(blocks_of(params.num_positions, kPositionsPerBlock)));
+  std::vector<double> block_losses(block_targets.size());
   params.block_losses = block_losses.data();
   run(params);
-  return scalar_tensor(ordered_sum(block_losses) / (kind == Reduction::Mean ? total_weight : 1.0), loss_type);
+  const double weight_of_targets = total_weight(params.target, block_targets);
+  return scalar_tensor(ordered_sum(block_losses) / (kind == Reduction::Mean ? weight_of_targets : 1.0), loss_type);
 }
 
 void fill_with_zeros(const Tensor& tensor) {

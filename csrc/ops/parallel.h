@@ -14,12 +14,13 @@ namespace fused_losses {
 inline int64_t blocks_of(int64_t count, int64_t per_block) { return (count + per_block - 1) / per_block; }
 
 // work(block_begin, block_end) must not throw: an exception does not survive the C boundary of the thread pool.
+// No thread is woken for fewer than `per_thread` blocks.
 template <class Work>
-void for_each_block(int64_t num_blocks, const Work& work) {
-  if (num_blocks == 1) {
-    work(0, 1);
-  } else if (num_blocks > 1) {
-    torch::stable::parallel_for(0, num_blocks, 1, work);
+void for_each_block(int64_t num_blocks, const Work& work, int64_t per_thread = 1) {
+  if (num_blocks <= per_thread) {
+    if (num_blocks > 0) work(0, num_blocks);
+  } else {
+    torch::stable::parallel_for(0, num_blocks, per_thread, work);
   }
 }
 
