@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/capability.h"
+#include "ops/gradient_pool.h"
 
 namespace py = pybind11;
 
@@ -23,7 +24,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "Build information and the choice of the CPU instruction set.";
+  module.doc() = "Build information, the choice of the CPU instruction set, the pool of gradient memory.";
   fused_losses::cpu::kernels();  // a bad FUSED_LOSSES_CPU_CAPABILITY is reported at import
   module.def("build_info", &build_info, "What this extension was built with.");
   module.def("available_cpu_capabilities", &fused_losses::cpu::available_capabilities,
@@ -32,4 +33,9 @@ PYBIND11_MODULE(_C, module) {
       "cpu_capability", [] { return std::string(fused_losses::cpu::kernels().name); }, "The instruction set in use.");
   module.def("set_cpu_capability", &fused_losses::cpu::set_capability, py::arg("name"),
              "Use this instruction set from now on, in every thread; ValueError where it is not available.");
+  namespace pool = fused_losses::gradient_pool;
+  module.def("set_gradient_pool_limit", &pool::set_limit, py::arg("bytes"),
+             "Keep at most so much memory of freed gradients for the next ones; 0 switches the pool off.");
+  module.def("gradient_pool_limit", &pool::limit, "The most memory of freed gradients that is kept.");
+  module.def("gradient_pool_idle_bytes", &pool::idle_bytes, "How much memory of freed gradients is kept now.");
 }

@@ -1,4 +1,4 @@
-"""Build information and the choice of the CPU instruction set."""
+"""Build information, the choice of the CPU instruction set, the pool of gradient memory."""
 
 from typing import Any
 
@@ -13,3 +13,12 @@ def cpu_capability() -> str:
 
 def set_cpu_capability(name: str) -> None:
     """Use this instruction set from now on, in every thread; ValueError where it is not available."""
+
+def set_gradient_pool_limit(bytes: int) -> None:
+    """Keep at most so much memory of freed gradients for the next ones; 0 switches the pool off."""
+
+def gradient_pool_limit() -> int:
+    """The most memory of freed gradients that is kept."""
+
+def gradient_pool_idle_bytes() -> int:
+    """How much memory of freed gradients is kept now."""

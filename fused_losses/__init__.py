@@ -5,6 +5,7 @@ The modules and functions have the names, arguments, defaults, numbers and error
 """
 
 from . import autograd, functional
+from ._C import gradient_pool_limit, set_gradient_pool_limit
 from ._version import __version__
 from .modules import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, NLLLoss
 from .patching import convert, is_patched, patch, patched, revert, unpatch
@@ -18,9 +19,11 @@ __all__ = [
     "autograd",
     "convert",
     "functional",
+    "gradient_pool_limit",
     "is_patched",
     "patch",
     "patched",
     "revert",
+    "set_gradient_pool_limit",
     "unpatch",
 ]

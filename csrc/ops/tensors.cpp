@@ -7,10 +7,21 @@
 #include <sys/mman.h>
 #endif
 
+#include "gradient_pool.h"
+
+#if defined(__linux__)
+// Torch has it from 2.11 on and this extension must load in 2.10, where it is null.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
+    int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* opaque_metadata,
+    int64_t opaque_metadata_size, void (*deleter)(void* data, void* context), void* context);
+#endif
+
 namespace fused_losses {
 namespace {
 
-// A fresh gradient of many megabytes costs a page fault every 4 KiB, more time than computing it: ask for 2 MiB pages.
+// Where there is no pool: a fresh gradient of many megabytes costs a page fault every 4 KiB, more time than computing
+// it, so 2 MiB pages are asked for.
 constexpr size_t kHugePage = size_t(2) << 20;
 
 void advise_huge_pages(void* memory, size_t bytes) {
@@ -24,6 +35,31 @@ void advise_huge_pages(void* memory, size_t bytes) {
   (void)memory;
   (void)bytes;
 #endif
+}
+
+size_t element_size(ScalarType type) { return type == ScalarType::Double ? 8 : is_16_bit(type) ? 2 : 4; }
+
+int32_t to_shim(ScalarType type) { return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)); }
+
+// A tensor in memory that goes back to the pool with it. See Note [Gradient pool].
+std::optional<Tensor> pooled(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type,
+                             size_t bytes) {
+#if defined(__linux__)
+  if (torch_from_blob == nullptr) return std::nullopt;
+  const gradient_pool::Memory memory = gradient_pool::take(bytes);
+  if (memory.data == nullptr) return std::nullopt;
+  const auto deleter = [](void* data, void* context) {
+    gradient_pool::give_back({data, reinterpret_cast<size_t>(context)});
+  };
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error =
+      torch_from_blob(memory.data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, to_shim(type),
+                      aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0, deleter,
+                      reinterpret_cast<void*>(memory.bytes));
+  if (error == AOTI_TORCH_SUCCESS) return Tensor(handle);
+  gradient_pool::give_back(memory);
+#endif
+  return std::nullopt;
 }
 
 template <class T>
@@ -47,9 +83,8 @@ std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
 
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type) {
   AtenTensorHandle handle = nullptr;
-  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
+                                                         strides.data(), to_shim(type), aoti_torch_device_type_cpu(), 0,
                                                          &handle));
   return Tensor(handle);
 }
@@ -59,8 +94,12 @@ Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
 }
 
 Tensor empty_gradient(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type) {
+  int64_t count = 1;
+  for (const int64_t size : sizes) count *= size;
+  const size_t bytes = static_cast<size_t>(count) * element_size(type);
+  if (std::optional<Tensor> gradient = pooled(sizes, strides, type, bytes)) return *gradient;
   Tensor gradient = empty_strided(sizes, strides, type);
-  advise_huge_pages(gradient.data_ptr(), static_cast<size_t>(gradient.numel()) * gradient.element_size());
+  advise_huge_pages(gradient.data_ptr(), bytes);
   return gradient;
 }
 

@@ -75,7 +75,7 @@ std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes);
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type);
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType type);
 
-// Uninitialised memory for a gradient, in huge pages where it is large: see docs/performance.md.
+// Uninitialised memory for a gradient; a large one comes from the pool: see gradient_pool.h.
 Tensor empty_gradient(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type);
 
 // A tensor without dimensions that holds the value, rounded once.
