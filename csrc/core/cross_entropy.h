@@ -43,6 +43,7 @@ struct CrossEntropyParams {
   ClassLayout logits_layout;
   void* gradient;  // may be the logits themselves
   ClassLayout gradient_layout;
+  bool stream_gradient;  // it is larger than a cache, and not the logits
 
   IndexTarget target;  // [num_positions]; its class weights also serve probability targets
   const void* probability_target;

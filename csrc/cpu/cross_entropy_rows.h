@@ -4,13 +4,15 @@
 // A row is swept in blocks that stay in the first-level cache. The first touch of a block finds its maximum, the second
 // replaces x by exp(x - block maximum) in a stash and sums it. When the row ends, every block's exponentials differ
 // from the row's by one factor exp(block maximum - row maximum), so the gradient is one multiplication per class:
-// memory is read once and each exponential is computed once. The stash is the gradient row itself when it has the
-// accumulation type, else a float row that stays in the second-level cache.
+// memory is read once and each exponential is computed once. The stash is a row of the accumulation type that stays in
+// the second-level cache; where the gradient is small enough to stay there too, or is written over the logits, and has
+// that type, it is the gradient row itself.
 //
-// Note [Prefetching the next block]
+// Note [Prefetching]
 // The hardware's prefetcher stops at the end of a page, and a block is a page of float: left to it, every block begins
-// with a wait for memory while the arithmetic idles, and then the reverse. So the arithmetic on one block asks for the
-// lines of the next. Past the end of the row this is the next row; past the end of memory it does nothing.
+// with a wait for memory while the arithmetic idles, and then the reverse. So the exponentials of one block ask for the
+// lines of the next block but one: the next itself would be wanted before its last lines arrive. Past the end of the
+// row lies the next row; past the end of memory a prefetch does nothing.
 #pragma once
 
 #include <cstdlib>
@@ -41,6 +43,12 @@ inline void sweep(int64_t count, const Full& full, const Partial& partial) {
   }
   for (; i + kStep <= count; i += kStep) full(i, 0);
   if (i < count) partial(i, count - i);
+}
+
+// Whether the register that `sweep` numbers so is the first of a cache line.
+template <class T>
+constexpr bool begins_line(int slot) {
+  return kStoredBytes<T> >= 64 || slot % static_cast<int>(64 / kStoredBytes<T>) == 0;
 }
 
 template <class A>
@@ -76,7 +84,7 @@ struct Statistics {
 };
 
 template <class T>
-inline Accumulation<T> block_max(const T* x, int64_t count) {
+FUSED_LOSSES_FLATTEN inline Accumulation<T> block_max(const T* x, int64_t count) {
   using A = Accumulation<T>;
   Vec<A> max[4];
   for (Vec<A>& part : max) part = broadcast(-kInfinity<A>);
@@ -87,8 +95,8 @@ inline Accumulation<T> block_max(const T* x, int64_t count) {
 }
 
 template <bool kStash, class T, class Mass>
-inline Statistics<Accumulation<T>> block_statistics(const T* x, int64_t first_class, int64_t count, const Mass& mass,
-                                                    Accumulation<T>* stash) {
+FUSED_LOSSES_FLATTEN inline Statistics<Accumulation<T>> block_statistics(const T* x, int64_t first_class, int64_t count,
+                                                                         const Mass& mass, Accumulation<T>* stash) {
   using A = Accumulation<T>;
   const A max = block_max(x, count);
   const A shift = finite_shift(max);
@@ -98,8 +106,7 @@ inline Statistics<Accumulation<T>> block_statistics(const T* x, int64_t first_cl
   sweep<A>(
       count,
       [&](int64_t i, int slot) {
-        __builtin_prefetch(x + i + count);  // Note [Prefetching the next block]
-        if constexpr (kStash) __builtin_prefetch(stash + i + count, 1);
+        if (begins_line<T>(slot)) __builtin_prefetch(x + i + 2 * count);  // Note [Prefetching]
         const Vec<A> shifted = load(x + i) - shift;
         const Vec<A> exponential = exp<A>(shifted);
         sum[slot] += exponential;
@@ -171,25 +178,40 @@ class Row {
   }
 
   // gradient = stash * factor - q * scale, the factor being the block's.
-  void gradient_from_stash(const A* stash, T* gradient, A factor, A scale) const {
+  template <bool kStream>
+  FUSED_LOSSES_FLATTEN void gradient_from_stash(const A* stash, T* gradient, A factor, A scale) const {
     int block = 0;
     for (int64_t first = 0; first < num_classes_; first += block_classes_, ++block) {
       const int64_t count = num_classes_ - first < block_classes_ ? num_classes_ - first : block_classes_;
       const A block_factor = factors_[block] * factor;
-      const A* source = stash + first;
-      T* destination = gradient + first;
+      const auto whole = [&](int64_t c) { return with_mass(load(stash + c) * block_factor, c, scale); };
+      const auto partial = [&](int64_t c, int64_t rest) {
+        const Vec<A> value = load_partial(stash + c, rest, A(0)) * block_factor;
+        store_partial(gradient + c, with_mass(value, c, rest, scale), rest);
+      };
+      int64_t begin = first;
+      if constexpr (kStream) {
+        const int64_t head = elements_to_alignment(gradient + first);
+        if (head > 0 && head < count) {
+          partial(first, head);
+          begin += head;
+        }
+      }
       sweep<A>(
-          count,
-          [&](int64_t i, int) { store(destination + i, with_mass(load(source + i) * block_factor, first + i, scale)); },
-          [&](int64_t i, int64_t rest) {
-            const Vec<A> value = load_partial(source + i, rest, A(0)) * block_factor;
-            store_partial(destination + i, with_mass(value, first + i, rest, scale), rest);
-          });
+          first + count - begin,
+          [&](int64_t i, int) {
+            if constexpr (kStream) {
+              stream(gradient + begin + i, whole(begin + i));
+            } else {
+              store(gradient + begin + i, whole(begin + i));
+            }
+          },
+          [&](int64_t i, int64_t rest) { partial(begin + i, rest); });
     }
   }
 
   // gradient = exp(x - max) * factor - q * scale.
-  void gradient_from_logits(const T* x, T* gradient, A max, A factor, A scale) const {
+  FUSED_LOSSES_FLATTEN void gradient_from_logits(const T* x, T* gradient, A max, A factor, A scale) const {
     const A shift = finite_shift(max);
     sweep<A>(
         num_classes_,
@@ -219,7 +241,7 @@ class Row {
     return value;
   }
   // Label smoothing: a block's mass is the same in every row.
-  void sum_block_masses() {
+  FUSED_LOSSES_FLATTEN void sum_block_masses() {
     int block = 0;
     for (int64_t first = 0; first < num_classes_; first += block_classes_, ++block) {
       const int64_t count = num_classes_ - first < block_classes_ ? num_classes_ - first : block_classes_;
@@ -240,7 +262,7 @@ class Row {
 
 // The gradient of an ignored row is 0 * softmax: zeros, or NaN throughout where the softmax is NaN (as in torch).
 template <class T>
-inline void ignored_gradient(const T* x, T* gradient, int64_t num_classes) {
+FUSED_LOSSES_FLATTEN inline void ignored_gradient(const T* x, T* gradient, int64_t num_classes) {
   using A = Accumulation<T>;
   IntVec<A> is_nan[4] = {};
   Vec<A> max[4];
@@ -269,13 +291,18 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
   const int64_t num_classes = params.num_classes;
   A* scratch = nullptr;
   bool stashes = wants_gradient && num_classes * static_cast<int64_t>(sizeof(A)) <= kMaxStashedBytes;
-  if (!kSameType<T, A> && stashes) {
+  const bool streams = params.stream_gradient;
+  // Where the stash is not the gradient row itself.
+  if ((!kSameType<T, A> || streams) && stashes) {
     scratch = static_cast<A*>(std::malloc(static_cast<size_t>(num_classes) * sizeof(A)));
     stashes = scratch != nullptr;
   }
   const T* logits = static_cast<const T*>(params.logits);
   T* gradients = static_cast<T*>(params.gradient);
   Row<T, Mass> row(params, Mass(params));
+  const auto offset_of = [&](const ClassLayout& layout, int64_t position) {
+    return layout.offset(position / params.inner_size, position % params.inner_size);
+  };
 
   for (int64_t block = block_begin; block < block_end; ++block) {
     const int64_t first = block * params.positions_per_block;
@@ -283,10 +310,8 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
                                                                                    : params.num_positions;
     CompensatedSum block_loss;
     for (int64_t position = first; position < last; ++position) {
-      const int64_t outer = position / params.inner_size;
-      const int64_t inner = position % params.inner_size;
-      const T* x = logits + params.logits_layout.offset(outer, inner);
-      T* gradient = gradients + params.gradient_layout.offset(outer, inner);
+      const T* x = logits + offset_of(params.logits_layout, position);
+      T* gradient = gradients + offset_of(params.gradient_layout, position);
       const PointMass<A> point = point_mass<A>(params, position);
       const bool ignored = params.target_kind != TargetKind::Probability && point.target_class < 0;
       if (ignored) {
@@ -308,7 +333,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       } else {
         if (stashes) {
           A* row_stash = scratch;
-          if constexpr (kSameType<T, A>) row_stash = gradient;
+          if constexpr (kSameType<T, A>) row_stash = scratch != nullptr ? scratch : gradient;
           statistics = row.template statistics<true>(x, row_stash);
           stash = row_stash;
         } else {
@@ -330,8 +355,10 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       const A mass = row.mass_total(statistics.mass) + point.mass;
       const A inverse_sum = A(1) / statistics.sum;
       const A factor = mass * scale * inverse_sum;
-      if (stash != nullptr) {
-        row.gradient_from_stash(stash, gradient, factor, scale);
+      if (stash != nullptr && streams) {
+        row.template gradient_from_stash<true>(stash, gradient, factor, scale);
+      } else if (stash != nullptr) {
+        row.template gradient_from_stash<false>(stash, gradient, factor, scale);
       } else {
         row.gradient_from_logits(x, gradient, statistics.max, factor, scale);
       }
@@ -345,6 +372,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
     }
     if (params.block_losses != nullptr) params.block_losses[block] = block_loss.value();
   }
+  if (streams) end_streaming();
   std::free(scratch);
 }
 

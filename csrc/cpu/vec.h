@@ -16,6 +16,10 @@
 #define FUSED_LOSSES_VECTOR_BYTES 16
 #endif
 
+// For the functions that hold the innermost loops: whatever they call becomes part of them. Left to itself the compiler
+// calls the longer lambdas, and a call spills every register.
+#define FUSED_LOSSES_FLATTEN __attribute__((flatten))
+
 // Note [No shared symbols]
 // Kernel sources are compiled once per instruction set and linked into one library. A function with external linkage
 // that two of those objects define would be merged by the linker, and the surviving copy may hold instructions that
@@ -109,6 +113,50 @@ inline Vec<float> load(const float* source) { return load_register(source); }
 inline Vec<double> load(const double* source) { return load_register(source); }
 inline void store(float* destination, Vec<float> value) { store_register(destination, value); }
 inline void store(double* destination, Vec<double> value) { store_register(destination, value); }
+
+// Note [Streaming stores]
+// An ordinary store reads the line that it writes to; a streaming one writes whole lines to memory and leaves nothing
+// in the caches, which is right for a gradient that no cache would hold until it is read. The destination is aligned to
+// what one register writes. Whoever streams calls end_streaming() before another thread may read.
+template <class T>
+constexpr int64_t kStoredBytes = kLanes<Accumulation<T>> * static_cast<int64_t>(sizeof(T));
+
+template <class T>
+inline int64_t elements_to_alignment(const T* address) {
+  const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(address) % kStoredBytes<T>);
+  return misaligned == 0 ? 0 : (kStoredBytes<T> - misaligned) / static_cast<int64_t>(sizeof(T));
+}
+
+template <class T>
+inline void stream(T* destination, Vec<Accumulation<T>> value) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 2) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(destination), bit_cast<__m256i>(to_bits(value, T{})));
+  } else {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(destination), bit_cast<__m512i>(value));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 2) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(destination), bit_cast<__m128i>(to_bits(value, T{})));
+  } else {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(destination), bit_cast<__m256i>(value));
+  }
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 2) {
+    store(destination, value);  // eight bytes: no instruction for so few
+  } else {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(destination), bit_cast<__m128i>(value));
+  }
+#else
+  store(destination, value);
+#endif
+}
+
+inline void end_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
 
 // The first `count` lanes (0 < count < kLanes) from memory, the others `fill`; nothing beyond them is touched.
 #if defined(__AVX512F__)
