@@ -34,6 +34,7 @@ struct BinaryCrossEntropyParams {
   void* losses;             // [num_elements], or null
   double* block_losses;     // [num_blocks], or null
   void* gradient;           // may be the input itself
+  bool stream_gradient;     // it is larger than a cache, aligned to 64 bytes, and not the input
   double gradient_scale;    // 1 / num_elements with a mean, times a scalar grad_output
   const void* grad_output;  // [num_elements], or null
   int32_t* block_faults;    // [num_blocks] RangeFault bits, or null

@@ -38,28 +38,36 @@ inline IntVec<A> load_integers(const Integer<A>* source) {
   return value;
 }
 
+template <class V, class I>
+inline void store_integers(I* destination, V value) {
+  std::memcpy(destination, &value, sizeof(value));
+}
+
 template <class T, class Mass, class Memory>
 class TileKernel {
   using A = Accumulation<T>;
   using U = typename Mass::ProbabilityType;
 
  public:
-  explicit TileKernel(const CrossEntropyParams& params) : params_(params), mass_(params) {}
+  explicit TileKernel(const CrossEntropyParams& params) : params_(params), mass_(params), memory_(params) {}
 
   // Returns the sum of the tile's losses.
   double run(Tile tile) {
     tile_ = tile;
-    const Memory memory(params_, tile);
+    memory_.start(tile);
     load_targets();
     double loss = 0;
     const bool single_chunk = params_.num_classes <= kChunkClasses;
     if (params_.mode == CrossEntropyMode::Backward) {
       load_statistics();
     } else {
-      start_statistics();
       for (int64_t first = 0; first < params_.num_classes; first += kChunkClasses) {
-        read(memory, first);
-        add_to_statistics(memory, first);
+        read(first);
+        if (first == 0) {
+          add_to_statistics<true>(first);
+        } else {
+          add_to_statistics<false>(first);
+        }
       }
       loss = finish_losses();
     }
@@ -69,10 +77,10 @@ class TileKernel {
       if (holds_exponentials) {
         to_gradient<true>(first);
       } else {
-        read(memory, first);
+        read(first);
         to_gradient<false>(first);
       }
-      memory.write(static_cast<T*>(params_.gradient), params_.gradient_layout, first, chunk(first), logits_);
+      memory_.write(static_cast<T*>(params_.gradient), params_.gradient_layout, first, chunk(first), logits_);
     }
     return loss;
   }
@@ -82,27 +90,28 @@ class TileKernel {
     return params_.num_classes - first < kChunkClasses ? params_.num_classes - first : kChunkClasses;
   }
 
-  void read(const Memory& memory, int64_t first) {
+  void read(int64_t first) {
     const int64_t count = chunk(first);
     if (tile_.count < kPositions) {  // the lanes without a position compute on zeros
       std::memset(logits_, 0, sizeof(logits_));
       if constexpr (Mass::kReadsProbability) std::memset(probability_, 0, sizeof(probability_));
     }
-    memory.read(static_cast<const T*>(params_.logits), params_.logits_layout, first, count, logits_);
+    memory_.read(static_cast<const T*>(params_.logits), params_.logits_layout, first, count, logits_);
     if constexpr (Mass::kReadsProbability) {
-      memory.read(static_cast<const U*>(params_.probability_target), params_.probability_layout, first, count,
-                  probability_);
+      memory_.read(static_cast<const U*>(params_.probability_target), params_.probability_layout, first, count,
+                   probability_);
     }
   }
 
   void load_targets() {
     const A scale = static_cast<A>(params_.gradient_scale);
-    for (int i = 0; i < kPositions; ++i) {
-      state_.target_class[i] = -1;
-      state_.point_mass[i] = 0;
-      state_.scale[i] = params_.target_kind == TargetKind::Probability ? scale : A(0);
-    }
-    if (params_.target_kind != TargetKind::Probability) {
+    if (params_.target_kind == TargetKind::Probability) {
+      for (int v = 0; v < kPositions; v += kLanes<A>) {
+        store_integers(state_.target_class + v, IntVec<A>{} - 1);
+        store(state_.point_mass + v, Vec<A>{});
+        store(state_.scale + v, broadcast(scale));
+      }
+    } else {
       switch (params_.target.type) {
         case IndexType::Int64:
           load_indices<int64_t>(scale);
@@ -125,15 +134,26 @@ class TileKernel {
 
   // Where every target is ignored the scale of a mean is infinite: an ignored position takes no part in it.
   template <class I>
-  void load_indices(A scale) {
+  FUSED_LOSSES_FLATTEN void load_indices(A scale) {
+    using Raw = typename VectorOf<I, kLanes<A>>::type;
+    using Wide = typename VectorOf<int64_t, kLanes<A>>::type;
     const I* target = static_cast<const I*>(params_.target.data) + tile_.first;
     const A* weight = static_cast<const A*>(params_.target.class_weight);
     const A keep = static_cast<A>(1 - params_.label_smoothing);
-    for (int i = 0; i < tile_.count; ++i) {
-      const bool used = target[i] != params_.target.ignore_index;
-      state_.target_class[i] = used ? static_cast<Integer<A>>(target[i]) : Integer<A>(-1);
-      state_.point_mass[i] = used ? keep : A(0);
-      state_.scale[i] = used ? scale : A(0);
+    I padded[kPositions];
+    if (tile_.count < kPositions) {  // what lies behind the tile is not ours to read
+      std::memset(padded, 0, sizeof(padded));
+      std::memcpy(padded, target, static_cast<size_t>(tile_.count) * sizeof(I));
+      target = padded;
+    }
+    for (int v = 0; v < kPositions; v += kLanes<A>) {
+      Raw raw;
+      std::memcpy(&raw, target + v, sizeof(raw));
+      const Wide index = __builtin_convertvector(raw, Wide);
+      const IntVec<A> used = __builtin_convertvector(index != params_.target.ignore_index, IntVec<A>);
+      store_integers(state_.target_class + v, __builtin_convertvector(index, IntVec<A>) | ~used);
+      store(state_.point_mass + v, select(used, broadcast(keep), Vec<A>{}));
+      store(state_.scale + v, select(used, broadcast(scale), Vec<A>{}));
     }
     if (weight == nullptr) return;
     for (int i = 0; i < tile_.count; ++i) {
@@ -148,31 +168,26 @@ class TileKernel {
       state_.sum[i] = used ? static_cast<const A*>(params_.row_sum)[tile_.first + i] : A(1);
       if constexpr (Mass::kReadsProbability) {
         state_.mass[i] = used ? static_cast<const A*>(params_.row_mass)[tile_.first + i] : A(0);
-      } else {
-        state_.mass[i] = dense_mass(i);
       }
+    }
+    if constexpr (!Mass::kReadsProbability) {
+      for (int v = 0; v < kPositions; v += kLanes<A>) store(state_.mass + v, dense_mass(v));
     }
   }
 
-  // Without a dense mass that depends on the row, Q is one number, and 0 where the target is ignored.
-  A dense_mass(int i) const { return state_.target_class[i] < 0 ? A(0) : mass_.total(); }
-
-  void start_statistics() {
-    for (int i = 0; i < kPositions; ++i) {
-      state_.max[i] = -kInfinity<A>;
-      state_.sum[i] = 0;
-      state_.mass[i] = 0;
-      state_.mass_times_x[i] = 0;
-      state_.target_logit[i] = 0;
-    }
+  // Without a dense mass that depends on the row, Q is one number, known without the rounding of a sum, and 0 where the
+  // target is ignored.
+  Vec<A> dense_mass(int v) const {
+    return select(load_integers<A>(state_.target_class + v) < 0, Vec<A>{}, broadcast(mass_.total()));
   }
 
   // Adds a chunk of classes and leaves exp(x - running maximum) in the tile buffer.
-  void add_to_statistics(const Memory& memory, int64_t first) {
+  template <bool kFirst>
+  FUSED_LOSSES_FLATTEN void add_to_statistics(int64_t first) {
     const int64_t count = chunk(first);
-    const T* logits = static_cast<const T*>(params_.logits);
+    const auto next = memory_.next_tile(static_cast<const T*>(params_.logits), params_.logits_layout, first);
     for (int v = 0; v < kPositions; v += kLanes<A>) {
-      const Vec<A> old_max = load(state_.max + v);
+      const Vec<A> old_max = kFirst ? broadcast(-kInfinity<A>) : load(state_.max + v);
       Vec<A> max = old_max;
       for (int64_t c = 0; c < count; ++c) max = max_of(load(logits_ + c * kPositions + v), max);
       const Vec<A> shift = finite_shifts<A>(max);
@@ -180,11 +195,11 @@ class TileKernel {
       Vec<A> sum{};
       Vec<A> mass{};
       Vec<A> mass_times_x{};
-      Vec<A> target_logit = load(state_.target_logit + v);
+      Vec<A> target_logit = kFirst ? Vec<A>{} : load(state_.target_logit + v);
       const IntVec<A> target_class = load_integers<A>(state_.target_class + v);
       for (int64_t c = 0; c < count; ++c) {
         A* cell = logits_ + c * kPositions + v;
-        memory.prefetch_next(logits, params_.logits_layout, first + c, v);
+        next.prefetch(c, v);
         const Vec<A> x = load(cell);
         const Vec<A> shifted = x - shift;
         const Vec<A> exponential = exp<A>(shifted);
@@ -197,23 +212,25 @@ class TileKernel {
           mass_times_x += q * shifted;
         }
       }
-      const Vec<A> old_mass = load(state_.mass + v);
-      const Vec<A> old_mass_times_x = load(state_.mass_times_x + v);
+      if constexpr (!kFirst) {
+        sum += load(state_.sum + v) * exp<A>(old_max - shift);
+        const Vec<A> old_mass = load(state_.mass + v);
+        mass += old_mass;
+        mass_times_x += load(state_.mass_times_x + v) + old_mass * (finite_shifts<A>(old_max) - shift);
+      }
       store(state_.max + v, max);
-      store(state_.sum + v, first == 0 ? sum : load(state_.sum + v) * exp<A>(old_max - shift) + sum);
-      store(state_.mass + v, old_mass + mass);
-      store(state_.mass_times_x + v, old_mass_times_x + old_mass * (finite_shifts<A>(old_max) - shift) + mass_times_x);
+      store(state_.sum + v, sum);
       store(state_.target_logit + v, target_logit);
+      store(state_.mass + v, mass);
+      store(state_.mass_times_x + v, mass_times_x);
     }
   }
 
-  double finish_losses() {
+  FUSED_LOSSES_FLATTEN double finish_losses() {
     alignas(64) A losses[kPositions];
     const bool by_index = params_.target_kind != TargetKind::Probability;
-    if constexpr (!Mass::kReadsProbability) {  // known without the rounding of a sum
-      for (int i = 0; i < kPositions; ++i) state_.mass[i] = dense_mass(i);
-    }
     for (int v = 0; v < kPositions; v += kLanes<A>) {
+      if constexpr (!Mass::kReadsProbability) store(state_.mass + v, dense_mass(v));
       const Vec<A> log_sum = log<A>(load(state_.sum + v));
       const Vec<A> shift = finite_shifts<A>(load(state_.max + v));
       Vec<A> loss{};
@@ -236,7 +253,7 @@ class TileKernel {
   }
 
   template <bool kHoldsExponentials>
-  void to_gradient(int64_t first) {
+  FUSED_LOSSES_FLATTEN void to_gradient(int64_t first) {
     const int64_t count = chunk(first);
     for (int v = 0; v < kPositions; v += kLanes<A>) {
       const Vec<A> shift = finite_shifts<A>(load(state_.max + v));
@@ -274,6 +291,7 @@ class TileKernel {
 
   const CrossEntropyParams& params_;
   Mass mass_;
+  Memory memory_;
   Tile tile_{};
   TileState<A> state_;
   alignas(64) A logits_[kTileElements];

@@ -10,7 +10,7 @@ namespace {
 struct TransposedTiles {
   template <class T, class Mass>
   static void run(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
-    sweep_tiles<T, Mass, TransposedRows>(params, block_begin, block_end);
+    sweep_tiles<T, Mass, TransposedRows<Accumulation<T>>>(params, block_begin, block_end);
   }
 };
 

@@ -4,18 +4,22 @@
 
 #include "../core/binary_cross_entropy.h"
 #include "../core/compensated_sum.h"
+#include "binary_cross_entropy_formulas.h"
 #include "vec.h"
 
 namespace fused_losses::cpu {
 namespace {
 
 constexpr int kChunkElements = 1024;
+constexpr int kPrefetchBytes = 4096;
 
 template <class A, class W>
 inline void copy_run(const W* source, int64_t stride, int64_t count, A* destination) {
   if (stride == 0) {
     const A value = static_cast<A>(load_scalar(source));
     for (int64_t i = 0; i < count; ++i) destination[i] = value;
+  } else if (stride == 1 && kSameType<A, W>) {
+    std::memcpy(destination, source, static_cast<size_t>(count) * sizeof(W));
   } else {
     for (int64_t i = 0; i < count; ++i) destination[i] = static_cast<A>(load_scalar(source + i * stride));
   }
@@ -38,10 +42,6 @@ inline void copy_run(const BroadcastOperand& operand, int64_t offset, int64_t st
 // Elements [first, first + count) of the broadcast operand.
 template <class A>
 inline void fill_broadcast(const BroadcastOperand& operand, int64_t first, int64_t count, A* destination) {
-  if (operand.data == nullptr) {
-    for (int64_t i = 0; i < count; ++i) destination[i] = 1;
-    return;
-  }
   const int last_dim = operand.num_dims - 1;
   int64_t index[kMaxBroadcastDims];
   int64_t rest = first;
@@ -71,7 +71,12 @@ class ElementwiseKernel {
 
  public:
   explicit ElementwiseKernel(const BinaryCrossEntropyParams& params)
-      : params_(params), scale_(static_cast<A>(params.gradient_scale)) {}
+      : params_(params), scale_(static_cast<A>(params.gradient_scale)) {
+    if constexpr (kWeighted) {
+      for (A& value : weight_) value = 1;
+      for (A& value : pos_weight_) value = 1;
+    }
+  }
 
   template <bool kLoss, bool kGradient>
   void run(int64_t block_begin, int64_t block_end) {
@@ -84,6 +89,7 @@ class ElementwiseKernel {
       for (int64_t i = first; i < last; i += kChunkElements) {
         block_loss.add(chunk<kLoss, kGradient>(i, last - i < kChunkElements ? last - i : kChunkElements));
       }
+      if (kGradient && params_.stream_gradient) end_streaming();
       if constexpr (kLoss) {
         if (params_.block_losses != nullptr) params_.block_losses[block] = block_loss.value();
         if (params_.block_faults != nullptr) params_.block_faults[block] = faults();
@@ -95,9 +101,15 @@ class ElementwiseKernel {
   template <bool kLoss, bool kGradient>
   double chunk(int64_t first, int64_t count) {
     if constexpr (kWeighted) {
-      fill_broadcast(params_.weight, first, count, weight_);
-      fill_broadcast(params_.pos_weight, first, count, pos_weight_);
+      if (params_.weight.data != nullptr) fill_broadcast(params_.weight, first, count, weight_);
+      if (params_.pos_weight.data != nullptr) fill_broadcast(params_.pos_weight, first, count, pos_weight_);
     }
+    if (kGradient && params_.stream_gradient) return sweep<kLoss, kGradient, true>(first, count);
+    return sweep<kLoss, kGradient, false>(first, count);
+  }
+
+  template <bool kLoss, bool kGradient, bool kStream>
+  FUSED_LOSSES_FLATTEN double sweep(int64_t first, int64_t count) {
     const T* input = static_cast<const T*>(params_.input) + first;
     const U* target = static_cast<const U*>(params_.target) + first;
     U* losses = params_.losses != nullptr ? static_cast<U*>(params_.losses) + first : nullptr;
@@ -107,18 +119,26 @@ class ElementwiseKernel {
     Vec<A> sum[2] = {};
     // Two registers at a time: the second hides the latencies of the first.
     const auto whole_register = [&](int64_t i, int slot) {
+      // The hardware's prefetcher stops at the end of every page.
+      __builtin_prefetch(input + i + kPrefetchBytes / sizeof(T));
+      __builtin_prefetch(target + i + kPrefetchBytes / sizeof(U));
       const Vec<A> x = load(input + i);
       const Vec<A> y = load(target + i);
+      const ValueAndDerivative<A> result = Formula::template at<A>(x, y, pos_weight(i));
       if constexpr (kLoss) {
-        const Vec<A> loss = weighted(Formula::template loss<A>(x, y, pos_weight(i)), i);
+        const Vec<A> loss = weighted(result.value, i);
         sum[slot] += loss;
         if (losses != nullptr) store(losses + i, loss);
         check_range(x, y);
       }
       if constexpr (kGradient) {
-        Vec<A> value = weighted(Formula::template gradient<A>(x, y, pos_weight(i)), i) * scale_;
+        Vec<A> value = weighted(result.derivative, i) * scale_;
         if (grad_output != nullptr) value *= load(grad_output + i);
-        store(gradient + i, value);
+        if constexpr (kStream) {
+          stream(gradient + i, value);
+        } else {
+          store(gradient + i, value);
+        }
       }
     };
     int64_t i = 0;
@@ -134,8 +154,9 @@ class ElementwiseKernel {
       const int64_t rest = count - i;
       const Vec<A> x = load_partial(input + i, rest, A(0));  // 0 is in the range of every formula
       const Vec<A> y = load_partial(target + i, rest, A(0));
+      const ValueAndDerivative<A> result = Formula::template at<A>(x, y, pos_weight(i));
       if constexpr (kLoss) {
-        const Vec<A> loss = weighted(Formula::template loss<A>(x, y, pos_weight(i)), i);
+        const Vec<A> loss = weighted(result.value, i);
         A lanes[kLanes<A>] = {};
         store_partial(lanes, loss, rest);
         sum[0] += load(lanes);
@@ -143,7 +164,7 @@ class ElementwiseKernel {
         check_range(x, y);
       }
       if constexpr (kGradient) {
-        Vec<A> value = weighted(Formula::template gradient<A>(x, y, pos_weight(i)), i) * scale_;
+        Vec<A> value = weighted(result.derivative, i) * scale_;
         if (grad_output != nullptr) value *= load_partial(grad_output + i, rest, A(0));
         store_partial(gradient + i, value, rest);
       }

@@ -17,9 +17,6 @@ namespace {
 constexpr int64_t kElementsPerBlock = 32768;
 constexpr int64_t kTransposedClasses = 64;  // up to here a few classes are cheaper transposed than row by row
 constexpr int64_t kTilePositions = 128;     // a tile of the kernels: blocks hold whole tiles
-// Gradients of so many bytes do not stay in a cache until they are read.
-constexpr int64_t kSmallestStreamed = int64_t(64) << 20;
-
 struct Options {
   Reduction reduction;
   int64_t ignore_index;
@@ -64,7 +61,7 @@ class Call {
   Tensor new_gradient() {
     Tensor gradient = empty_gradient(sizes_, gradient_strides_, logits_.scalar_type());
     params_.gradient = gradient.data_ptr();
-    params_.stream_gradient = gradient.numel() * static_cast<int64_t>(gradient.element_size()) >= kSmallestStreamed;
+    params_.stream_gradient = exceeds_caches(gradient);
     return gradient;
   }
 

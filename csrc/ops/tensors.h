@@ -78,6 +78,12 @@ Tensor empty(const std::vector<int64_t>& sizes, ScalarType type);
 // Uninitialised memory for a gradient; a large one comes from the pool: see gradient_pool.h.
 Tensor empty_gradient(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type);
 
+// Whether a gradient is too large to stay in a cache until it is read: see Note [Streaming stores] in cpu/vec.h.
+inline bool exceeds_caches(const Tensor& gradient) {
+  constexpr int64_t kLargestCached = int64_t(64) << 20;
+  return gradient.numel() * static_cast<int64_t>(gradient.element_size()) >= kLargestCached;
+}
+
 // A tensor without dimensions that holds the value, rounded once.
 Tensor scalar_tensor(double value, ScalarType type);
 
