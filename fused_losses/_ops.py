@@ -2,7 +2,7 @@
 
 The operators under the losses' own names can be differentiated themselves (:func:`torch.library.register_autograd`),
 so that a graph that holds one has the right gradient. The variants (``_forward``, ``_with_gradient``,
-``_with_statistics``, ``_backward``) are the Functions' building blocks and have no derivative.
+``_with_statistics``, ``_backward``, ``_over_logits``) are the Functions' building blocks and have no derivative.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ _namespace = torch.ops.fused_losses
 
 _Loss = Callable[..., Tensor]
 _LossAndMore = Callable[..., tuple[Tensor, Tensor]]
+_Overwrite = Callable[..., None]
 
 cross_entropy: _Loss = _namespace.cross_entropy.default
 cross_entropy_forward: _Loss = _namespace.cross_entropy_forward.default
 cross_entropy_with_gradient: _LossAndMore = _namespace.cross_entropy_with_gradient.default
 cross_entropy_with_statistics: _LossAndMore = _namespace.cross_entropy_with_statistics.default
 cross_entropy_backward: _Loss = _namespace.cross_entropy_backward.default
+cross_entropy_backward_over_logits: _Overwrite = _namespace.cross_entropy_backward_over_logits.default
 nll_loss: _Loss = _namespace.nll_loss.default
 nll_loss_forward: _Loss = _namespace.nll_loss_forward.default
 nll_loss_backward: _Loss = _namespace.nll_loss_backward.default
@@ -38,6 +40,9 @@ binary_cross_entropy_with_logits_with_gradient: _LossAndMore = (
     _namespace.binary_cross_entropy_with_logits_with_gradient.default
 )
 binary_cross_entropy_with_logits_backward: _Loss = _namespace.binary_cross_entropy_with_logits_backward.default
+binary_cross_entropy_with_logits_backward_over_logits: _Overwrite = (
+    _namespace.binary_cross_entropy_with_logits_backward_over_logits.default
+)
 elementary_function: _Loss = _namespace.elementary_function.default
 
 
@@ -85,6 +90,10 @@ def _fake_cross_entropy_with_statistics(logits: Tensor, target: Tensor, *others:
 
 def _fake_cross_entropy_backward(grad_output: Tensor, logits: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(logits)
+
+
+def _fake_overwrite(*arguments: Any) -> None:
+    """The gradient over the logits: no new tensor."""
 
 
 def _fake_nll_loss(
@@ -161,6 +170,8 @@ _FAKES: dict[Any, Callable[..., Any]] = {
     binary_cross_entropy_with_logits_forward: _fake_elementwise,
     binary_cross_entropy_with_logits_with_gradient: _fake_elementwise_with_gradient,
     binary_cross_entropy_with_logits_backward: _fake_elementwise_backward,
+    cross_entropy_backward_over_logits: _fake_overwrite,
+    binary_cross_entropy_with_logits_backward_over_logits: _fake_overwrite,
     elementary_function: lambda input, function: torch.empty_like(input),
 }
 

@@ -50,6 +50,8 @@ def cross_entropy(
     reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    *,
+    inplace_gradient: bool = False,
 ) -> Tensor:
     r"""Softmax cross-entropy of logits, as :func:`torch.nn.functional.cross_entropy`.
 
@@ -67,6 +69,8 @@ def cross_entropy(
         reduce: deprecated, see ``reduction``.
         reduction: ``"none"``, ``"mean"`` (over the weights of the targets) or ``"sum"``.
         label_smoothing: in :math:`[0, 1]`.
+        inplace_gradient: beyond torch: let the backward write the gradient into the memory of ``input``, which
+            therefore must not be a leaf. Who else needs it in the backward gets torch's usual error.
 
     Shape:
         - input: :math:`(C)`, :math:`(N, C)` or :math:`(N, C, d_1, \dots, d_K)`.
@@ -98,7 +102,7 @@ def cross_entropy(
         code = _reduction_code(reduction, size_average, reduce)
         if code is not None:
             try:
-                return fused_cross_entropy(input, target, weight, code, ignore_index, label_smoothing)
+                return fused_cross_entropy(input, target, weight, code, ignore_index, label_smoothing, inplace_gradient)
             except (ValueError, NotImplementedError):
                 pass  # no kernel for this call: torch computes it or says what is wrong with it
     target = _torch_target(target)
@@ -213,6 +217,8 @@ def binary_cross_entropy_with_logits(
     reduce: bool | None = None,
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
+    *,
+    inplace_gradient: bool = False,
 ) -> Tensor:
     r"""Binary cross-entropy of logits, as :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
 
@@ -229,6 +235,8 @@ def binary_cross_entropy_with_logits(
         reduce: deprecated, see ``reduction``.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         pos_weight: :math:`p`, broadcast to the input's shape.
+        inplace_gradient: beyond torch: let the backward write the gradient into the memory of ``input``, which
+            therefore must not be a leaf. Who else needs it in the backward gets torch's usual error.
 
     Shape:
         - input, target: any, the same.
@@ -251,7 +259,7 @@ def binary_cross_entropy_with_logits(
         code = _reduction_code(reduction, size_average, reduce)
         if code is not None:
             try:
-                return fused_binary_cross_entropy_with_logits(input, target, weight, pos_weight, code)
+                return fused_binary_cross_entropy_with_logits(input, target, weight, pos_weight, code, inplace_gradient)
             except (ValueError, NotImplementedError):
                 pass  # no kernel for this call: torch computes it or says what is wrong with it
     return _torch_binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)

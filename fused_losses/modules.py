@@ -24,7 +24,26 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         >>> loss = CrossEntropyLoss(weight=torch.tensor([1.3, 2.0]))
         >>> round(loss(torch.tensor([[1.3, 2.0], [1.3, 2.0]]), torch.tensor([1, 1])).item(), 4)
         0.4032
+
+    Args:
+        inplace_gradient: beyond torch's, by keyword: see :func:`fused_losses.functional.cross_entropy`.
     """
+
+    inplace_gradient = False  # of modules that convert() made
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        inplace_gradient: bool = False,
+    ) -> None:
+        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        self.inplace_gradient = inplace_gradient
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
@@ -44,6 +63,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
                 ignore_index=self.ignore_index,
                 reduction=self.reduction,
                 label_smoothing=self.label_smoothing,
+                inplace_gradient=self.inplace_gradient,
             )
 
 
@@ -92,7 +112,26 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
         >>> loss = BCEWithLogitsLoss(pos_weight=torch.ones(3))
         >>> round(loss(torch.full([2, 3], 1.0), torch.ones([2, 3])).item(), 4)
         0.3133
+
+    Args:
+        inplace_gradient: beyond torch's, by keyword: see
+            :func:`fused_losses.functional.binary_cross_entropy_with_logits`.
     """
+
+    inplace_gradient = False  # of modules that convert() made
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        pos_weight: Tensor | None = None,
+        *,
+        inplace_gradient: bool = False,
+    ) -> None:
+        super().__init__(weight, size_average, reduce, reduction, pos_weight)
+        self.inplace_gradient = inplace_gradient
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
@@ -101,5 +140,10 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
             )
         else:  # noqa: RET505
             return functional.binary_cross_entropy_with_logits(
-                input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
+                input,
+                target,
+                self.weight,
+                pos_weight=self.pos_weight,
+                reduction=self.reduction,
+                inplace_gradient=self.inplace_gradient,
             )

@@ -26,6 +26,13 @@ Tensor binary_cross_entropy_with_logits_backward(const Tensor& grad_output, cons
                                    {logits, target, weight, pos_weight}, reduction);
 }
 
+void binary_cross_entropy_with_logits_backward_over_logits(const Tensor& grad_output, const Tensor& logits,
+                                                           const Tensor& target, const std::optional<Tensor>& weight,
+                                                           const std::optional<Tensor>& pos_weight, int64_t reduction) {
+  elementwise_loss_backward_over_input(cpu::kernels().binary_cross_entropy_with_logits, grad_output,
+                                       {logits, target, weight, pos_weight}, reduction);
+}
+
 }  // namespace
 }  // namespace fused_losses
 
@@ -36,4 +43,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_losses, CPU, library) {
   library.impl("binary_cross_entropy_with_logits_with_gradient",
                TORCH_BOX(&binary_cross_entropy_with_logits_with_gradient));
   library.impl("binary_cross_entropy_with_logits_backward", TORCH_BOX(&binary_cross_entropy_with_logits_backward));
+  library.impl("binary_cross_entropy_with_logits_backward_over_logits",
+               TORCH_BOX(&binary_cross_entropy_with_logits_backward_over_logits));
 }

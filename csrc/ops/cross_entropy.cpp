@@ -58,6 +58,15 @@ class Call {
     return logits_.scalar_type();
   }
 
+  // The gradient takes the logits' own place; refused where two of their elements share memory or they were copied.
+  void overwrite_logits(const Tensor& logits) {
+    if (logits_.data_ptr() != logits.data_ptr() || overlaps(sizes_, to_vector(logits.strides()))) {
+      refuse("the gradient cannot be written over these logits");
+    }
+    params_.gradient = logits.data_ptr();
+    params_.gradient_layout = params_.logits_layout;
+  }
+
   Tensor new_gradient() {
     Tensor gradient = empty_gradient(sizes_, gradient_strides_, logits_.scalar_type());
     params_.gradient = gradient.data_ptr();
@@ -222,35 +231,56 @@ std::tuple<Tensor, Tensor> cross_entropy_with_statistics(const Tensor& logits, c
   return {loss, statistics};
 }
 
+// What a backward needs besides its call: the statistics of the forward and the gradient of the losses.
+class Backward {
+ public:
+  Backward(Call& call, const Tensor& grad_output, const Tensor& statistics, Reduction reduction) {
+    CrossEntropyParams& params = call.params();
+    check_cpu(grad_output);
+    check_cpu(statistics);
+    const std::vector<int64_t> expected{call.is_probability() ? 3 : 2, params.num_positions};
+    if (to_vector(statistics.sizes()) != expected || statistics.scalar_type() != call.accumulation() ||
+        !statistics.is_contiguous()) {
+      refuse("statistics are not those of this call");
+    }
+    const int64_t num_gradients = reduction == Reduction::None ? params.num_positions : 1;
+    if (grad_output.numel() != num_gradients || !is_float_type(grad_output.scalar_type())) {
+      refuse("grad_output does not fit the loss");
+    }
+    gradient_of_losses_ = as_contiguous(cast(grad_output, call.accumulation()));
+    char* data = static_cast<char*>(statistics.data_ptr());
+    const int64_t row_bytes = params.num_positions * static_cast<int64_t>(statistics.element_size());
+    params.row_max = data;
+    params.row_sum = data + row_bytes;
+    params.row_mass = call.is_probability() ? data + 2 * row_bytes : nullptr;
+    params.grad_output = gradient_of_losses_.data_ptr();
+    params.grad_output_stride = reduction == Reduction::None ? 1 : 0;
+    params.mode = CrossEntropyMode::Backward;
+  }
+
+ private:
+  Tensor gradient_of_losses_;
+};
+
 Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
                               const std::optional<Tensor>& class_weight, const Tensor& statistics, int64_t reduction,
                               int64_t ignore_index, double label_smoothing, bool promote) {
   const Reduction kind = to_reduction(reduction);
   Call call(logits, target, class_weight, {kind, ignore_index, label_smoothing, promote}, true);
-  CrossEntropyParams& params = call.params();
-  check_cpu(grad_output);
-  check_cpu(statistics);
-  const std::vector<int64_t> expected{call.is_probability() ? 3 : 2, params.num_positions};
-  if (to_vector(statistics.sizes()) != expected || statistics.scalar_type() != call.accumulation() ||
-      !statistics.is_contiguous()) {
-    refuse("statistics are not those of this call");
-  }
-  const int64_t num_gradients = kind == Reduction::None ? params.num_positions : 1;
-  if (grad_output.numel() != num_gradients || !is_float_type(grad_output.scalar_type())) {
-    refuse("grad_output does not fit the loss");
-  }
-  const Tensor gradient_of_losses = as_contiguous(cast(grad_output, call.accumulation()));
-  const char* data = static_cast<const char*>(statistics.data_ptr());
-  const int64_t row_bytes = params.num_positions * static_cast<int64_t>(statistics.element_size());
-  params.row_max = const_cast<char*>(data);
-  params.row_sum = const_cast<char*>(data + row_bytes);
-  params.row_mass = call.is_probability() ? const_cast<char*>(data + 2 * row_bytes) : nullptr;
-  params.grad_output = gradient_of_losses.data_ptr();
-  params.grad_output_stride = kind == Reduction::None ? 1 : 0;
-  params.mode = CrossEntropyMode::Backward;
+  const Backward backward(call, grad_output, statistics, kind);
   Tensor gradient = call.new_gradient();
   call.run();
   return gradient;
+}
+
+void cross_entropy_backward_over_logits(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
+                                        const std::optional<Tensor>& class_weight, const Tensor& statistics,
+                                        int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote) {
+  const Reduction kind = to_reduction(reduction);
+  Call call(logits, target, class_weight, {kind, ignore_index, label_smoothing, promote}, false);
+  const Backward backward(call, grad_output, statistics, kind);
+  call.overwrite_logits(logits);
+  call.run();
 }
 
 }  // namespace
@@ -263,4 +293,5 @@ STABLE_TORCH_LIBRARY_IMPL(fused_losses, CPU, library) {
   library.impl("cross_entropy_with_gradient", TORCH_BOX(&cross_entropy_with_gradient));
   library.impl("cross_entropy_with_statistics", TORCH_BOX(&cross_entropy_with_statistics));
   library.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
+  library.impl("cross_entropy_backward_over_logits", TORCH_BOX(&cross_entropy_backward_over_logits));
 }

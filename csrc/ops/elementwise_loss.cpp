@@ -104,6 +104,12 @@ class Call {
 
   BinaryCrossEntropyParams& params() { return params_; }
 
+  // The gradient takes the input's own place.
+  void overwrite_input(const Tensor& input) {
+    if (input_.data_ptr() != input.data_ptr()) refuse("the gradient cannot be written over this input");
+    params_.gradient = input.data_ptr();
+  }
+
   Tensor new_gradient() {
     Tensor gradient = empty_gradient(sizes_, strides_, input_.scalar_type());
     params_.gradient = gradient.data_ptr();
@@ -207,6 +213,15 @@ Tensor elementwise_loss_backward(cpu::BinaryCrossEntropyKernel* kernel, const Te
   call.params().mode = ElementwiseMode::Backward;
   call.run();
   return gradient;
+}
+
+void elementwise_loss_backward_over_input(cpu::BinaryCrossEntropyKernel* kernel, const Tensor& grad_output,
+                                          const ElementwiseOperands& operands, int64_t reduction) {
+  Call call(kernel, operands, reduction);
+  call.set_grad_output(grad_output);
+  call.overwrite_input(operands.input);
+  call.params().mode = ElementwiseMode::Backward;
+  call.run();
 }
 
 }  // namespace fused_losses

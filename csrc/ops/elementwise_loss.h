@@ -24,5 +24,8 @@ std::tuple<Tensor, Tensor> elementwise_loss_with_gradient(cpu::BinaryCrossEntrop
                                                           bool checks_range);
 Tensor elementwise_loss_backward(cpu::BinaryCrossEntropyKernel* kernel, const Tensor& grad_output,
                                  const ElementwiseOperands& operands, int64_t reduction);
+// Writes the gradient over the input; refused where that is not dense memory.
+void elementwise_loss_backward_over_input(cpu::BinaryCrossEntropyKernel* kernel, const Tensor& grad_output,
+                                          const ElementwiseOperands& operands, int64_t reduction);
 
 }  // namespace fused_losses

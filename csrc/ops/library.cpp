@@ -45,6 +45,9 @@ STABLE_TORCH_LIBRARY(fused_losses, library) {
       "cross_entropy_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? class_weight, "
       "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote) -> Tensor");
   library.def(
+      "cross_entropy_backward_over_logits(Tensor grad_output, Tensor(a!) logits, Tensor target, Tensor? class_weight, "
+      "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote) -> ()");
+  library.def(
       "nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> Tensor");
   library.def(
       "nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> "
@@ -72,6 +75,9 @@ STABLE_TORCH_LIBRARY(fused_losses, library) {
   library.def(
       "binary_cross_entropy_with_logits_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? weight, "
       "Tensor? pos_weight, int reduction) -> Tensor");
+  library.def(
+      "binary_cross_entropy_with_logits_backward_over_logits(Tensor grad_output, Tensor(a!) logits, Tensor target, "
+      "Tensor? weight, Tensor? pos_weight, int reduction) -> ()");
   library.def("elementary_function(Tensor input, int function) -> Tensor");
 }
 

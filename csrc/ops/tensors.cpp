@@ -3,6 +3,9 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
+#include <utility>
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -79,6 +82,20 @@ std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
     stride *= sizes[dim] > 0 ? sizes[dim] : 1;
   }
   return strides;
+}
+
+bool overlaps(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (size_t dim = 0; dim < sizes.size(); ++dim) {
+    if (sizes[dim] > 1) dims.emplace_back(strides[dim], sizes[dim]);
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t reach = 0;  // the last element of the dimensions so far
+  for (const auto& [stride, size] : dims) {
+    if (stride <= reach) return true;
+    reach += stride * (size - 1);
+  }
+  return false;
 }
 
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type) {

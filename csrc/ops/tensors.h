@@ -72,6 +72,9 @@ inline std::vector<int64_t> to_vector(torch::headeronly::IntHeaderOnlyArrayRef v
 
 std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes);
 
+// Whether two elements may lie at one address. Says so of some unusual strides that do not overlap, too.
+bool overlaps(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides);
+
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type);
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType type);
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .eager import is_batched, runs_eagerly
 
-_keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
+keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 def needs_composite(ctx: Any, grad_output: Tensor) -> bool:
@@ -49,7 +49,7 @@ def take_gradient(ctx: Any, grad_output: Tensor) -> Tensor | None:
     if gradient.dtype.itemsize == 2 and not _scales_exactly(gradient, scale):
         ctx.gradient = None
         return None
-    if _keeps_graph():
+    if keeps_graph():
         return gradient * scale
     ctx.gradient = None
     return gradient if scale == 1 else gradient.mul_(scale)

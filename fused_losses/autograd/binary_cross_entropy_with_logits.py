@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as torch_binary
 from .. import _ops
 from .backward import composite_gradients, needs_composite, take_gradient
 from .eager import needs_gradient, saves_through_hooks
+from .inplace import may_overwrite, overwrite
 
 
 class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
@@ -28,11 +29,13 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
         weight: :math:`w`, broadcast to the logits' shape, of the logits' or the target's type, or ``None``.
         pos_weight: :math:`p`, likewise.
         reduction: 0 (none), 1 (mean) or 2 (sum).
+        inplace_gradient: let the backward write the gradient over the logits.
 
     Returns:
         The loss: a scalar, or of the logits' shape without reduction.
 
     Raises:
+        RuntimeError: ``inplace_gradient`` with logits that are a leaf or a view of one.
         ValueError: there is no kernel for these shapes or types.
 
     Source: the documentation of :class:`torch.nn.BCEWithLogitsLoss`.
@@ -46,11 +49,13 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
         weight: Tensor | None = None,
         pos_weight: Tensor | None = None,
         reduction: int = 1,
+        inplace_gradient: bool = False,
     ) -> Tensor:
         ctx.reduction = reduction
         ctx.gradient = None
         ctx.save_for_backward(logits, target, weight, pos_weight)
-        if reduction == 0 or saves_through_hooks():
+        ctx.overwrites = inplace_gradient and may_overwrite(logits, target, weight, pos_weight)
+        if reduction == 0 or ctx.overwrites or saves_through_hooks():
             return _ops.binary_cross_entropy_with_logits_forward(logits, target, weight, pos_weight, reduction)
         loss, ctx.gradient = _ops.binary_cross_entropy_with_logits_with_gradient(
             logits, target, weight, pos_weight, reduction
@@ -61,11 +66,17 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if needs_composite(ctx, grad_output):
             loss_function = partial(_composite, ctx.reduction)
-            return (*composite_gradients(ctx, loss_function, ctx.saved_tensors, grad_output), None)
+            return (*composite_gradients(ctx, loss_function, ctx.saved_tensors, grad_output), None, None)
         gradient = take_gradient(ctx, grad_output)
         if gradient is None:
-            gradient = _ops.binary_cross_entropy_with_logits_backward(grad_output, *ctx.saved_tensors, ctx.reduction)
-        return gradient, None, None, None, None
+            saved = ctx.saved_tensors
+            arguments = (grad_output, *saved, ctx.reduction)
+            if ctx.overwrites:
+                write = _ops.binary_cross_entropy_with_logits_backward_over_logits
+                gradient = overwrite(saved[0], write, *arguments)
+            if gradient is None:
+                gradient = _ops.binary_cross_entropy_with_logits_backward(*arguments)
+        return gradient, None, None, None, None, None
 
 
 def _composite(
@@ -81,9 +92,14 @@ _apply: Callable[..., Tensor] = BinaryCrossEntropyWithLogitsFunction.apply
 
 
 def fused_binary_cross_entropy_with_logits(
-    logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    reduction: int,
+    inplace_gradient: bool,
 ) -> Tensor:
     """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
     if needs_gradient(logits):
-        return _apply(logits, target, weight, pos_weight, reduction)
+        return _apply(logits, target, weight, pos_weight, reduction, inplace_gradient)
     return _ops.binary_cross_entropy_with_logits_forward(logits, target, weight, pos_weight, reduction)

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 from .. import _ops
 from .backward import composite_gradients, needs_composite, take_gradient
 from .eager import needs_gradient, promotes, saves_through_hooks
+from .inplace import may_overwrite, overwrite
 
 
 class CrossEntropyFunction(torch.autograd.Function):
@@ -32,12 +33,14 @@ class CrossEntropyFunction(torch.autograd.Function):
         ignore_index: the class index that does not count.
         label_smoothing: in :math:`[0, 1]`.
         promote: return the loss of 16-bit logits in float32.
+        inplace_gradient: let the backward write the gradient over the logits.
 
     Returns:
         The loss: a scalar, or :math:`(N, d_1, \dots, d_K)` without reduction.
 
     Raises:
         IndexError: a class index is neither in :math:`[0, C)` nor ``ignore_index``.
+        RuntimeError: ``inplace_gradient`` with logits that are a leaf or a view of one.
         ValueError: there is no kernel for these shapes or types.
 
     Source: `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_ for label smoothing.
@@ -53,9 +56,11 @@ class CrossEntropyFunction(torch.autograd.Function):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         promote: bool = False,
+        inplace_gradient: bool = False,
     ) -> Tensor:
         ctx.options = (reduction, ignore_index, label_smoothing, promote)
-        if reduction == 0 or saves_through_hooks():
+        ctx.overwrites = inplace_gradient and may_overwrite(logits, target, class_weight)
+        if reduction == 0 or ctx.overwrites or saves_through_hooks():
             ctx.gradient = None
             loss, statistics = _ops.cross_entropy_with_statistics(logits, target, class_weight, *ctx.options)
             ctx.save_for_backward(logits, target, class_weight, statistics)
@@ -73,14 +78,18 @@ class CrossEntropyFunction(torch.autograd.Function):
                 _composite, reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, promote=promote
             )
             gradients = composite_gradients(ctx, loss_function, (logits, target, class_weight), grad_output)
-            return (*gradients, None, None, None, None)
+            return (*gradients, None, None, None, None, None)
         gradient = take_gradient(ctx, grad_output)
         if gradient is None:
             logits, target, class_weight, statistics = ctx.saved_tensors
             if statistics is None:
                 _, statistics = _ops.cross_entropy_with_statistics(logits, target, class_weight, *ctx.options)
-            gradient = _ops.cross_entropy_backward(grad_output, logits, target, class_weight, statistics, *ctx.options)
-        return gradient, None, None, None, None, None, None
+            arguments = (grad_output, logits, target, class_weight, statistics, *ctx.options)
+            if ctx.overwrites:
+                gradient = overwrite(logits, _ops.cross_entropy_backward_over_logits, *arguments)
+            if gradient is None:
+                gradient = _ops.cross_entropy_backward(*arguments)
+        return gradient, None, None, None, None, None, None, None
 
 
 def _composite(
@@ -120,9 +129,10 @@ def fused_cross_entropy(
     reduction: int,
     ignore_index: int,
     label_smoothing: float,
+    inplace_gradient: bool,
 ) -> Tensor:
     """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
     options = (reduction, ignore_index, label_smoothing, promotes(logits))
     if needs_gradient(logits):
-        return _apply(logits, target, class_weight, *options)
+        return _apply(logits, target, class_weight, *options, inplace_gradient)
     return _ops.cross_entropy_forward(logits, target, class_weight, *options)
