@@ -215,7 +215,10 @@ class Row {
     const A shift = finite_shift(max);
     sweep<A>(
         num_classes_,
-        [&](int64_t i, int) { store(gradient + i, with_mass(exp<A>(load(x + i) - shift) * factor, i, scale)); },
+        [&](int64_t i, int slot) {
+          if (begins_line<T>(slot)) __builtin_prefetch(x + i + kMinBlockClasses);  // Note [Prefetching]
+          store(gradient + i, with_mass(exp<A>(load(x + i) - shift) * factor, i, scale));
+        },
         [&](int64_t i, int64_t rest) {
           const Vec<A> value = exp<A>(load_partial(x + i, rest, A(0)) - shift) * factor;
           store_partial(gradient + i, with_mass(value, i, rest, scale), rest);
