@@ -54,6 +54,7 @@ class TileKernel {
   // Returns the sum of the tile's losses.
   double run(Tile tile) {
     tile_ = tile;
+    end_ = (tile.count + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
     memory_.start(tile);
     load_targets();
     double loss = 0;
@@ -92,9 +93,9 @@ class TileKernel {
 
   void read(int64_t first) {
     const int64_t count = chunk(first);
-    if (tile_.count < kPositions) {  // the lanes without a position compute on zeros
-      std::memset(logits_, 0, sizeof(logits_));
-      if constexpr (Mass::kReadsProbability) std::memset(probability_, 0, sizeof(probability_));
+    if (tile_.count < end_) {  // the lanes without a position compute on zeros
+      clear_last_register(logits_, count);
+      if constexpr (Mass::kReadsProbability) clear_last_register(probability_, count);
     }
     memory_.read(static_cast<const T*>(params_.logits), params_.logits_layout, first, count, logits_);
     if constexpr (Mass::kReadsProbability) {
@@ -103,10 +104,14 @@ class TileKernel {
     }
   }
 
+  void clear_last_register(A* tile, int64_t num_classes) const {
+    for (int64_t c = 0; c < num_classes; ++c) store(tile + c * kPositions + end_ - kLanes<A>, Vec<A>{});
+  }
+
   void load_targets() {
     const A scale = static_cast<A>(params_.gradient_scale);
     if (params_.target_kind == TargetKind::Probability) {
-      for (int v = 0; v < kPositions; v += kLanes<A>) {
+      for (int v = 0; v < end_; v += kLanes<A>) {
         store_integers(state_.target_class + v, IntVec<A>{} - 1);
         store(state_.point_mass + v, Vec<A>{});
         store(state_.scale + v, broadcast(scale));
@@ -146,7 +151,7 @@ class TileKernel {
       std::memcpy(padded, target, static_cast<size_t>(tile_.count) * sizeof(I));
       target = padded;
     }
-    for (int v = 0; v < kPositions; v += kLanes<A>) {
+    for (int v = 0; v < end_; v += kLanes<A>) {
       Raw raw;
       std::memcpy(&raw, target + v, sizeof(raw));
       const Wide index = __builtin_convertvector(raw, Wide);
@@ -162,7 +167,7 @@ class TileKernel {
   }
 
   void load_statistics() {
-    for (int i = 0; i < kPositions; ++i) {
+    for (int i = 0; i < end_; ++i) {
       const bool used = i < tile_.count;
       state_.max[i] = used ? static_cast<const A*>(params_.row_max)[tile_.first + i] : A(0);
       state_.sum[i] = used ? static_cast<const A*>(params_.row_sum)[tile_.first + i] : A(1);
@@ -171,7 +176,7 @@ class TileKernel {
       }
     }
     if constexpr (!Mass::kReadsProbability) {
-      for (int v = 0; v < kPositions; v += kLanes<A>) store(state_.mass + v, dense_mass(v));
+      for (int v = 0; v < end_; v += kLanes<A>) store(state_.mass + v, dense_mass(v));
     }
   }
 
@@ -186,7 +191,7 @@ class TileKernel {
   FUSED_LOSSES_FLATTEN void add_to_statistics(int64_t first) {
     const int64_t count = chunk(first);
     const auto next = memory_.next_tile(static_cast<const T*>(params_.logits), params_.logits_layout, first);
-    for (int v = 0; v < kPositions; v += kLanes<A>) {
+    for (int v = 0; v < end_; v += kLanes<A>) {
       const Vec<A> old_max = kFirst ? broadcast(-kInfinity<A>) : load(state_.max + v);
       Vec<A> max = old_max;
       for (int64_t c = 0; c < count; ++c) max = max_of(load(logits_ + c * kPositions + v), max);
@@ -229,7 +234,7 @@ class TileKernel {
   FUSED_LOSSES_FLATTEN double finish_losses() {
     alignas(64) A losses[kPositions];
     const bool by_index = params_.target_kind != TargetKind::Probability;
-    for (int v = 0; v < kPositions; v += kLanes<A>) {
+    for (int v = 0; v < end_; v += kLanes<A>) {
       if constexpr (!Mass::kReadsProbability) store(state_.mass + v, dense_mass(v));
       const Vec<A> log_sum = log<A>(load(state_.sum + v));
       const Vec<A> shift = finite_shifts<A>(load(state_.max + v));
@@ -255,7 +260,7 @@ class TileKernel {
   template <bool kHoldsExponentials>
   FUSED_LOSSES_FLATTEN void to_gradient(int64_t first) {
     const int64_t count = chunk(first);
-    for (int v = 0; v < kPositions; v += kLanes<A>) {
+    for (int v = 0; v < end_; v += kLanes<A>) {
       const Vec<A> shift = finite_shifts<A>(load(state_.max + v));
       const Vec<A> scale = load(state_.scale + v);
       const Vec<A> per_sum = scale / load(state_.sum + v);
@@ -293,6 +298,7 @@ class TileKernel {
   Mass mass_;
   Memory memory_;
   Tile tile_{};
+  int end_ = 0;  // of the registers that hold positions
   TileState<A> state_;
   alignas(64) A logits_[kTileElements];
   alignas(64) A probability_[Mass::kReadsProbability ? kTileElements : 1];

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy as torch_binary_cross_entro
 
 from .. import _ops
 from .backward import composite_gradients, needs_composite, take_gradient
-from .eager import needs_gradient, promotes, saves_through_hooks
+from .eager import eager_apply, needs_gradient, promotes, saves_through_hooks
 
 
 class BinaryCrossEntropyFunction(torch.autograd.Function):
@@ -66,7 +65,7 @@ def _composite(reduction: int, input: Tensor, target: Tensor, weight: Tensor | N
     return torch_binary_cross_entropy(input, target, weight, reduction=("none", "mean", "sum")[reduction])
 
 
-_apply: Callable[..., Tensor] = BinaryCrossEntropyFunction.apply
+_apply = eager_apply(BinaryCrossEntropyFunction)
 
 
 def fused_binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> Tensor:

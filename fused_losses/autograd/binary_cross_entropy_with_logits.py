@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as torch_binary
 
 from .. import _ops
 from .backward import composite_gradients, needs_composite, take_gradient
-from .eager import needs_gradient, saves_through_hooks
+from .eager import eager_apply, needs_gradient, saves_through_hooks
 from .inplace import may_overwrite, overwrite
 
 
@@ -88,7 +87,7 @@ def _composite(
     )
 
 
-_apply: Callable[..., Tensor] = BinaryCrossEntropyWithLogitsFunction.apply
+_apply = eager_apply(BinaryCrossEntropyWithLogitsFunction)
 
 
 def fused_binary_cross_entropy_with_logits(

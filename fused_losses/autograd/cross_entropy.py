@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from .. import _ops
 from .backward import composite_gradients, needs_composite, take_gradient
-from .eager import needs_gradient, promotes, saves_through_hooks
+from .eager import eager_apply, needs_gradient, promotes, saves_through_hooks
 from .inplace import may_overwrite, overwrite
 
 
@@ -119,7 +118,7 @@ def _composite(
     )
 
 
-_apply: Callable[..., Tensor] = CrossEntropyFunction.apply
+_apply = eager_apply(CrossEntropyFunction)
 
 
 def fused_cross_entropy(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -28,6 +30,12 @@ def runs_eagerly() -> bool:
         and _tracing_state() is None
         and (not _num_function_modes() or _only_device_contexts())
     )
+
+
+def eager_apply(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
+    """``function.apply`` without what it does for :mod:`torch.func`, which :func:`runs_eagerly` has ruled out."""
+    apply: Callable[..., Tensor] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
 
 
 def is_batched(tensor: Tensor) -> bool:

@@ -9,8 +9,8 @@ tensor of that size instead of two. Nothing is corrupted in silence:
 * the logits' version is counted up, so that whoever saved them, or saved something that shares their memory, finds
   them modified and raises torch's usual error: a second loss of the same logits, a softmax that saved its result;
 * the gradient gets memory of its own where the graph is kept (``retain_graph=True``), where saved tensors pass through
-  hooks, where the target or a weight shares the logits' memory, where two logits share an address (``expand``), and where
-  the kernels work on a copy of the logits (odd strides, or strides that probability targets do not share);
+  hooks, where the target or a weight shares the logits' memory, where two logits share an address (``expand``), and
+  where the kernels work on a copy of the logits (odd strides, or strides that probability targets do not share);
 * ``create_graph=True`` and everything else that is left to torch never writes over anything.
 """
 

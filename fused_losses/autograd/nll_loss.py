@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.nn.functional import nll_loss as torch_nll_loss
 
 from .. import _ops
 from .backward import composite_gradients, needs_composite
-from .eager import needs_gradient, promotes
+from .eager import eager_apply, needs_gradient, promotes
 
 
 class NLLLossFunction(torch.autograd.Function):
@@ -77,7 +76,7 @@ def _composite(
     )
 
 
-_apply: Callable[..., Tensor] = NLLLossFunction.apply
+_apply = eager_apply(NLLLossFunction)
 
 
 def fused_nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int) -> Tensor:
