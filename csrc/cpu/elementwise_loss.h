@@ -195,8 +195,7 @@ class ElementwiseKernel {
   }
 
   int32_t faults() const {
-    return (any_lane<A>(input_outside_) ? kInputOutOfRange : 0) |
-           (any_lane<A>(target_outside_) ? kTargetOutOfRange : 0);
+    return (any_lane(input_outside_) ? kInputOutOfRange : 0) | (any_lane(target_outside_) ? kTargetOutOfRange : 0);
   }
 
   const BinaryCrossEntropyParams& params_;

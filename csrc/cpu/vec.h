@@ -246,12 +246,5 @@ inline A max_lanes(Vec<A> value) {
   return lanes[0];
 }
 
-template <class A>
-inline bool any_lane(IntVec<A> mask) {
-  Integer<A> combined = 0;
-  for (int lane = 0; lane < kLanes<A>; ++lane) combined |= mask[lane];
-  return combined != 0;
-}
-
 }  // namespace
 }  // namespace fused_losses::cpu

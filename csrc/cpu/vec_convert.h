@@ -33,6 +33,22 @@ inline V max_of(V a, V b) {
 }
 #endif
 
+inline bool any_lane(IntVec<float> mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(bit_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(bit_cast<__m256>(mask)) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_ps(bit_cast<__m128>(mask)) != 0;
+#else
+  int32_t combined = 0;
+  for (int lane = 0; lane < kLanes<float>; ++lane) combined |= mask[lane];
+  return combined != 0;
+#endif
+}
+
+inline bool any_lane(IntVec<double> mask) { return any_lane(bit_cast<IntVec<float>>(mask)); }
+
 // value * 2^exponent for an integral exponent in [-1100, 1100], rounded once when the result is subnormal; 0 where
 // x < lowest, whatever the exponent is there.
 #if defined(__AVX512F__)
@@ -56,9 +72,10 @@ struct FloatFormat<double> {
   static constexpr int64_t kExponentBias = 1023;
 };
 
-// In two factors, since 2^exponent itself may be outside the format.
+// In two factors, since 2^exponent itself may be outside the format. A function of its own: where a register needs it,
+// the others pay for the call alone.
 template <class A>
-inline Vec<A> scale_in_two_steps(Vec<A> value, Vec<A> exponent, IntVec<A> is_below) {
+__attribute__((noinline)) Vec<A> scale_in_two_steps(Vec<A> value, Vec<A> exponent, IntVec<A> is_below) {
   using Format = FloatFormat<A>;
   exponent = select(is_below, Vec<A>{}, exponent);
   // 1.5 * 2^mantissa_bits puts the integer into the low bits: no conversion instruction is needed.
@@ -70,11 +87,23 @@ inline Vec<A> scale_in_two_steps(Vec<A> value, Vec<A> exponent, IntVec<A> is_bel
   const IntVec<A> second = (n - half + Format::kExponentBias) << Format::kMantissaBits;
   return select(is_below, Vec<A>{}, value * bit_cast<Vec<A>>(first) * bit_cast<Vec<A>>(second));
 }
+// x >= lowest_normal means exponent >= 1 - bias: the factor is a normal number.
+template <class A>
+inline Vec<A> scale(Vec<A> value, Vec<A> exponent, Vec<A> x, Vec<A> lowest, A lowest_normal) {
+  using Format = FloatFormat<A>;
+  if (__builtin_expect(any_lane(x < broadcast(lowest_normal)), 0)) {
+    return scale_in_two_steps<A>(value, exponent, x < lowest);
+  }
+  const A magic = static_cast<A>(3ull << (Format::kMantissaBits - 1));
+  const IntVec<A> biased =
+      bit_cast<IntVec<A>>(exponent + magic) - (bit_cast<IntVec<A>>(broadcast<A>(magic)) - Format::kExponentBias);
+  return value * bit_cast<Vec<A>>(biased << Format::kMantissaBits);
+}
 inline Vec<float> scale_unless_below(Vec<float> value, Vec<float> exponent, Vec<float> x, Vec<float> lowest) {
-  return scale_in_two_steps<float>(value, exponent, x < lowest);
+  return scale<float>(value, exponent, x, lowest, -87.3f);
 }
 inline Vec<double> scale_unless_below(Vec<double> value, Vec<double> exponent, Vec<double> x, Vec<double> lowest) {
-  return scale_in_two_steps<double>(value, exponent, x < lowest);
+  return scale<double>(value, exponent, x, lowest, -708.3);
 }
 #endif
 
