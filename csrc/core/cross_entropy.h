@@ -41,7 +41,7 @@ struct CrossEntropyParams {
 
   const void* logits;
   ClassLayout logits_layout;
-  void* gradient;  // may be the logits themselves
+  void* gradient;  // in the Backward it may be the logits themselves
   ClassLayout gradient_layout;
   bool stream_gradient;  // it is larger than a cache, and not the logits
 

@@ -1,12 +1,13 @@
 // Cross-entropy where the classes of a position are contiguous and many: a row at a time, SIMD along the classes.
 //
 // Note [One read of a row]
-// A row is swept in blocks that stay in the first-level cache. The first touch of a block finds its maximum, the second
-// replaces x by exp(x - block maximum) in a stash and sums it. When the row ends, every block's exponentials differ
-// from the row's by one factor exp(block maximum - row maximum), so the gradient is one multiplication per class:
-// memory is read once and each exponential is computed once. The stash is a row of the accumulation type that stays in
-// the second-level cache; where the gradient is small enough to stay there too, or is written over the logits, and has
-// that type, it is the gradient row itself.
+// A row is swept in blocks that stay in the first-level cache. Every block's exponentials are taken relative to the
+// largest logit so far: one sweep replaces x by exp(x - max) in a stash, sums it, and finds the block's own maximum.
+// Where that is larger the block is swept again with it, which happens to the first block, and to the k-th of a row in
+// random order once in k times. When the row ends, every block's exponentials differ from the row's by one factor, so
+// the gradient is one multiplication per class: memory is read once and hardly an exponential is computed twice. The
+// stash is a row of the accumulation type that stays in the second-level cache; where the gradient is small enough to
+// stay there too and has that type, it is the gradient row itself.
 //
 // Note [Prefetching]
 // The hardware's prefetcher stops at the end of a page, and a block is a page of float: left to it, every block begins
@@ -68,6 +69,11 @@ inline Vec<A> sum_of(const Vec<A> (&parts)[4]) {
   return (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
 
+template <class A>
+inline A max_of_lanes(const Vec<A> (&parts)[4]) {
+  return max_lanes<A>(max_of(max_of(parts[0], parts[1]), max_of(parts[2], parts[3])));
+}
+
 // Exponentials are taken relative to this: a block (or row) that is all -inf must give 0, not NaN.
 template <class A>
 inline A finite_shift(A max) {
@@ -91,15 +97,16 @@ FUSED_LOSSES_FLATTEN inline Accumulation<T> block_max(const T* x, int64_t count)
   sweep<A>(
       count, [&](int64_t i, int slot) { max[slot] = max_of(load(x + i), max[slot]); },
       [&](int64_t i, int64_t rest) { max[0] = max_of(load_partial(x + i, rest, -kInfinity<A>), max[0]); });
-  return max_lanes<A>(max_of(max_of(max[0], max[1]), max_of(max[2], max[3])));
+  return max_of_lanes<A>(max);
 }
 
 template <bool kStash, class T, class Mass>
-FUSED_LOSSES_FLATTEN inline Statistics<Accumulation<T>> block_statistics(const T* x, int64_t first_class, int64_t count,
-                                                                         const Mass& mass, Accumulation<T>* stash) {
+FUSED_LOSSES_FLATTEN inline Statistics<Accumulation<T>> block_sums(const T* x, int64_t first_class, int64_t count,
+                                                                   const Mass& mass, Accumulation<T>* stash,
+                                                                   Accumulation<T> shift) {
   using A = Accumulation<T>;
-  const A max = block_max(x, count);
-  const A shift = finite_shift(max);
+  Vec<A> max[4];
+  for (Vec<A>& part : max) part = broadcast(-kInfinity<A>);
   Vec<A> sum[4] = {};
   Vec<A> mass_sum[4] = {};
   Vec<A> mass_times_x[4] = {};
@@ -107,7 +114,9 @@ FUSED_LOSSES_FLATTEN inline Statistics<Accumulation<T>> block_statistics(const T
       count,
       [&](int64_t i, int slot) {
         if (begins_line<T>(slot)) __builtin_prefetch(x + i + 2 * count);  // Note [Prefetching]
-        const Vec<A> shifted = load(x + i) - shift;
+        const Vec<A> value = load(x + i);
+        max[slot] = max_of(value, max[slot]);
+        const Vec<A> shifted = value - shift;
         const Vec<A> exponential = exp<A>(shifted);
         sum[slot] += exponential;
         if constexpr (kStash) store(stash + i, exponential);
@@ -118,7 +127,9 @@ FUSED_LOSSES_FLATTEN inline Statistics<Accumulation<T>> block_statistics(const T
         }
       },
       [&](int64_t i, int64_t rest) {
-        const Vec<A> shifted = load_partial(x + i, rest, -kInfinity<A>) - shift;
+        const Vec<A> value = load_partial(x + i, rest, -kInfinity<A>);
+        max[0] = max_of(value, max[0]);
+        const Vec<A> shifted = value - shift;
         const Vec<A> exponential = exp<A>(shifted);
         sum[0] += exponential;
         if constexpr (kStash) store_partial(stash + i, exponential, rest);
@@ -129,9 +140,25 @@ FUSED_LOSSES_FLATTEN inline Statistics<Accumulation<T>> block_statistics(const T
           mass_times_x[0] += select(valid, q * shifted, Vec<A>{});
         }
       });
-  Statistics<A> result{max, sum_lanes<A>(sum_of<A>(sum)), 0, 0};
+  Statistics<A> result{max_of_lanes<A>(max), sum_lanes<A>(sum_of<A>(sum)), 0, 0};
   if constexpr (Mass::kReadsProbability) result.mass = sum_lanes<A>(sum_of<A>(mass_sum));
   if constexpr (Mass::kDense) result.mass_times_x = sum_lanes<A>(sum_of<A>(mass_times_x));
+  return result;
+}
+
+// A block's sums relative to `max`, which is at least the largest logit of the block and of those before it. See Note
+// [One read of a row].
+template <bool kStash, class T, class Mass>
+inline Statistics<Accumulation<T>> block_statistics(const T* x, int64_t first_class, int64_t count, const Mass& mass,
+                                                    Accumulation<T>* stash, Accumulation<T> max_before) {
+  using A = Accumulation<T>;
+  A max = max_before == -kInfinity<A> ? block_max(x, count) : max_before;
+  Statistics<A> result = block_sums<kStash>(x, first_class, count, mass, stash, finite_shift(max));
+  if (result.max > max) {
+    max = result.max;
+    result = block_sums<kStash>(x, first_class, count, mass, stash, finite_shift(max));
+  }
+  result.max = max;
   return result;
 }
 
@@ -157,8 +184,9 @@ class Row {
     A max = -kInfinity<A>;
     for (int64_t first = 0; first < num_classes_; first += block_classes_, ++num_blocks) {
       const int64_t count = num_classes_ - first < block_classes_ ? num_classes_ - first : block_classes_;
-      blocks[num_blocks] = block_statistics<kStash>(x + first, first, count, mass_, kStash ? stash + first : nullptr);
-      max = max > blocks[num_blocks].max ? max : blocks[num_blocks].max;
+      blocks[num_blocks] =
+          block_statistics<kStash>(x + first, first, count, mass_, kStash ? stash + first : nullptr, max);
+      max = blocks[num_blocks].max;
     }
     const A shift = finite_shift(max);
     double sum = 0;
@@ -277,7 +305,7 @@ FUSED_LOSSES_FLATTEN inline void ignored_gradient(const T* x, T* gradient, int64
   sweep<A>(
       num_classes, [&](int64_t i, int slot) { inspect(load(x + i), slot); },
       [&](int64_t i, int64_t rest) { inspect(load_partial(x + i, rest, -kInfinity<A>), 0); });
-  const A row_max = max_lanes<A>(max_of(max_of(max[0], max[1]), max_of(max[2], max[3])));
+  const A row_max = max_of_lanes<A>(max);
   const bool undefined =
       any_lane(is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3]) || row_max == kInfinity<A> || row_max == -kInfinity<A>;
   const Vec<A> value = broadcast(undefined ? static_cast<A>(__builtin_nan("")) : A(0));

@@ -16,21 +16,15 @@ struct Tile {
   int count;
 };
 
-// What the next tile will read, to be asked for while this one is computed.
-template <class T>
+// What the next tile will read, to be asked for while this one is computed. kLocality as __builtin_prefetch has it: 3
+// for the first-level cache, 2 for the second.
+template <class T, int kLocality>
 struct NextTile {
   const T* start;
   int64_t class_stride;
-  int cache_level;
 
-  // Where this tile computes class c, register v. A chunk's classes count from 0.
-  void prefetch(int64_t c, int v) const {
-    if (cache_level == 1) {
-      __builtin_prefetch(start + c * class_stride + v);
-    } else {
-      __builtin_prefetch(start + c * class_stride + v, 0, 2);
-    }
-  }
+  // Where this tile computes class c of its chunk, register v.
+  void prefetch(int64_t c, int v) const { __builtin_prefetch(start + c * class_stride + v, 0, kLocality); }
 };
 
 // Classes strided, inner axis contiguous, as in (N, C, H, W): a class of the tile is one or more runs of memory.
@@ -71,10 +65,10 @@ class InnerRuns {
   // Into the second-level cache: the classes may be a power of two apart, and then more of them fall into one set of
   // the first than it has ways.
   template <class T>
-  NextTile<T> next_tile(const T* memory, const ClassLayout& layout, int64_t first_class) const {
+  NextTile<T, 2> next_tile(const T* memory, const ClassLayout& layout, int64_t first_class) const {
     const Run& run = runs_[num_runs_ - 1];
     const int64_t offset = layout.offset(run.outer, run.inner) + run.length + first_class * layout.class_stride;
-    return {memory + offset, layout.class_stride, 2};
+    return {memory + offset, layout.class_stride};
   }
 
   template <class T>
@@ -158,8 +152,8 @@ class TransposedRows {
   }
 
   template <class T>
-  NextTile<T> next_tile(const T* memory, const ClassLayout& layout, int64_t) const {
-    return {memory + start_of(layout) + num_classes_ * kPositions, kPositions, 1};
+  NextTile<T, 3> next_tile(const T* memory, const ClassLayout& layout, int64_t) const {
+    return {memory + start_of(layout) + num_classes_ * kPositions, kPositions};
   }
 
   template <class T>

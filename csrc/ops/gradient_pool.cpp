@@ -15,8 +15,9 @@ namespace fused_losses::gradient_pool {
 namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
+constexpr size_t kGranule = size_t(64) << 10;
 // Smaller gradients are recycled by the C library's own heap.
-constexpr size_t kSmallestBytes = size_t(4) << 20;
+constexpr size_t kSmallestBytes = size_t(1) << 20;
 
 struct Pool {
   std::mutex mutex;
@@ -58,7 +59,8 @@ Memory take_idle(size_t bytes) {
   return memory;
 }
 
-// Whole huge pages at a huge page's boundary: what is mapped beyond them is unmapped again.
+// At a huge page's boundary: what is mapped around it is unmapped again. The end is none, so that the last part, less
+// than a huge page, takes no more memory than it holds.
 Memory map(size_t bytes) {
   void* mapped = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) return {};
@@ -74,7 +76,7 @@ Memory map(size_t bytes) {
 
 Memory take(size_t bytes) {
   if (bytes < kSmallestBytes || bytes > limit()) return {};
-  bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  bytes = (bytes + kGranule - 1) / kGranule * kGranule;
   const Memory memory = take_idle(bytes);
   return memory.data != nullptr ? memory : map(bytes);
 }
