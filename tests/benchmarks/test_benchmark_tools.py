@@ -1,0 +1,44 @@
+"""The smaller commands beside the grid: instruction sets, import time, and what the memory figure counts."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import fused_losses
+from benchmarks import capabilities
+from benchmarks.import_time import import_seconds
+from benchmarks.measure import Task
+from benchmarks.memory import peak_extra_bytes
+from fused_losses import _C
+
+
+@pytest.mark.parametrize("cell", capabilities.calls())
+def test_every_instruction_set_is_timed(cell, monkeypatch):
+    monkeypatch.setattr(capabilities, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(capabilities, "MIN_ROUNDS", 2)
+    call, numel = capabilities.calls()[cell]
+    names = _C.available_cpu_capabilities()
+    in_use = _C.cpu_capability()
+    try:
+        times = capabilities.nanoseconds_per_element(call, numel, names)
+    finally:
+        _C.set_cpu_capability(in_use)
+    assert list(times) == names
+    assert all(time > 0 for time in times.values())
+
+
+def test_the_import_is_timed():
+    assert import_seconds() > 0
+
+
+def test_memory_counts_a_gradient_that_the_pool_could_serve():
+    logits = torch.randn(2048, 1024, requires_grad=True)
+    target = torch.zeros(2048, dtype=torch.long)
+    gradient_of = partial(torch.autograd.grad, inputs=logits)
+    task = Task([lambda: gradient_of(fused_losses.functional.cross_entropy(logits, target))])
+    limit = fused_losses.gradient_pool_limit()
+    peak = peak_extra_bytes(task, "cpu")
+    assert peak is not None
+    assert 8 << 20 <= peak < 9 << 20
+    assert fused_losses.gradient_pool_limit() == limit
