@@ -70,7 +70,7 @@ class Call {
   Tensor new_gradient() {
     Tensor gradient = empty_gradient(sizes_, gradient_strides_, logits_.scalar_type());
     params_.gradient = gradient.data_ptr();
-    params_.stream_gradient = exceeds_caches(gradient);
+    params_.stream_gradient = is_streamed(gradient);
     return gradient;
   }
 

@@ -113,7 +113,7 @@ class Call {
   Tensor new_gradient() {
     Tensor gradient = empty_gradient(sizes_, strides_, input_.scalar_type());
     params_.gradient = gradient.data_ptr();
-    params_.stream_gradient = exceeds_caches(gradient);
+    params_.stream_gradient = is_streamed(gradient);
     return gradient;
   }
 

@@ -81,10 +81,13 @@ Tensor empty(const std::vector<int64_t>& sizes, ScalarType type);
 // Uninitialised memory for a gradient; a large one comes from the pool: see gradient_pool.h.
 Tensor empty_gradient(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type);
 
-// Whether a gradient is too large to stay in a cache until it is read: see Note [Streaming stores] in cpu/vec.h.
-inline bool exceeds_caches(const Tensor& gradient) {
+// Whether a gradient is written past the caches: where it is too large to stay in one until it is read, and begins at a
+// cache line, as all of torch's memory does. See Note [Streaming stores] in cpu/vec.h.
+inline bool is_streamed(const Tensor& gradient) {
   constexpr int64_t kLargestCached = int64_t(64) << 20;
-  return gradient.numel() * static_cast<int64_t>(gradient.element_size()) >= kLargestCached;
+  constexpr uintptr_t kCacheLine = 64;
+  return gradient.numel() * static_cast<int64_t>(gradient.element_size()) >= kLargestCached &&
+         reinterpret_cast<uintptr_t>(gradient.data_ptr()) % kCacheLine == 0;
 }
 
 // A tensor without dimensions that holds the value, rounded once.
