@@ -34,7 +34,7 @@ def test_arithmetic_is_packed(path: Path) -> None:
         ["objdump", "--disassemble", "--no-show-raw-insn", path], check=True, capture_output=True, text=True
     ).stdout
     count = Counter(match.group(1) for match in ARITHMETIC.finditer(listing))
-    # Scalar are what a row, a tile or a block ends with: sums over lanes, blocks and the batch. A loop that the compiler
-    # took apart would have one scalar instruction for each lane, and so more scalar ones than packed.
+    # Scalar are what a row, a tile or a block ends with: sums over lanes, blocks and the batch. A loop that the
+    # compiler took apart would have one scalar instruction for each lane, and so more scalar ones than packed.
     assert count["p"] > 500
     assert count["p"] > 2 * count["s"]
