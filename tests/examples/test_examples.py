@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+import fused_losses
+
 for package in ("matplotlib", "rich", "sklearn"):
     pytest.importorskip(package, reason="the examples need the extra `demo`")
 
@@ -143,3 +145,14 @@ def test_memory_of_a_loss_is_the_peak_of_what_it_allocates(monkeypatch):
     logits_bytes = 4 * logits.numel()
     assert 3 * logits_bytes <= memory.peak_bytes < 3 * logits_bytes + 1000
     assert not memory.ran_fused
+
+
+def test_memory_counts_a_gradient_that_the_pool_could_serve(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from examples.loss_cost import loss_memory
+
+    logits, target = torch.randn(2048, 1000), torch.randint(1000, (2048,))
+    for _ in range(2):  # a gradient is idle the second time, were the pool not off
+        memory = loss_memory(fused_losses.CrossEntropyLoss(), logits, target)
+        assert 4 * logits.numel() <= memory.peak_bytes < 4 * logits.numel() + 1000
+        assert memory.ran_fused
