@@ -17,15 +17,11 @@ from benchmarks.measure import Task
 
 def peak_extra_bytes(task: Task, device: str) -> int | None:
     """Peak of one call, made after a warm-up; None where this torch reports no allocations."""
-    limit = fused_losses.gradient_pool_limit()
-    fused_losses.set_gradient_pool_limit(0)
-    try:
+    with fused_losses.limited_gradient_pool(0):
         task.before_sample()
         task.calls[0]()
         task.before_sample()
         return _peak_on_cuda(task) if device == "cuda" else _peak_on_cpu(task)
-    finally:
-        fused_losses.set_gradient_pool_limit(limit)
 
 
 def _peak_on_cuda(task: Task) -> int:

@@ -46,13 +46,11 @@ def loss_memory(loss: Loss, output: Tensor, target: Tensor) -> LossMemory:
     """Adds up the allocations and releases that torch's profiler recorded, in the order of time. The profiler does not
     see memory that fused_losses keeps for the next gradient, so nothing is kept meanwhile."""
     leaf = output.detach().requires_grad_()
-    limit = fused_losses.gradient_pool_limit()
-    fused_losses.set_gradient_pool_limit(0)
-    try:
-        with torch.autograd.profiler.profile(profile_memory=True) as profiler:
-            torch.autograd.grad(loss(leaf, target), leaf)
-    finally:
-        fused_losses.set_gradient_pool_limit(limit)
+    with (
+        fused_losses.limited_gradient_pool(0),
+        torch.autograd.profiler.profile(profile_memory=True) as profiler,
+    ):
+        torch.autograd.grad(loss(leaf, target), leaf)
     recorded = profiler.kineto_results
     assert recorded is not None
     held_bytes = peak_bytes = 0

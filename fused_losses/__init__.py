@@ -5,8 +5,8 @@ The modules and functions have the names, arguments, defaults, numbers and error
 """
 
 from . import autograd, functional
-from ._C import gradient_pool_limit, set_gradient_pool_limit
 from ._version import __version__
+from .gradient_pool import gradient_pool_limit, limited_gradient_pool, set_gradient_pool_limit
 from .modules import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, NLLLoss
 from .patching import convert, is_patched, patch, patched, revert, unpatch
 
@@ -21,6 +21,7 @@ __all__ = [
     "functional",
     "gradient_pool_limit",
     "is_patched",
+    "limited_gradient_pool",
     "patch",
     "patched",
     "revert",

@@ -24,10 +24,9 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
 @pytest.fixture(autouse=True)
 def default_limit() -> Iterator[None]:
     limit = fused_losses.gradient_pool_limit()
-    fused_losses.set_gradient_pool_limit(0)  # nothing idle from earlier tests
-    fused_losses.set_gradient_pool_limit(limit)
-    yield
-    fused_losses.set_gradient_pool_limit(limit)
+    with fused_losses.limited_gradient_pool(0):  # nothing idle from earlier tests
+        fused_losses.set_gradient_pool_limit(limit)
+        yield
 
 
 def loss_gradient(rows: int = ROWS, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
