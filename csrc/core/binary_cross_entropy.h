@@ -1,5 +1,4 @@
-// Parameters and formulas of the two elementwise losses, shared by every backend. The formulas are written once for a
-// scalar and for a register: V needs arithmetic, comparisons, and select, max_of, exp, log and log1p.
+// Parameters of the two elementwise losses, shared by every backend.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +35,11 @@ struct BinaryCrossEntropyParams {
   void* gradient;           // may be the input itself
   bool stream_gradient;     // it is larger than a cache, aligned to 64 bytes, and not the input
   double gradient_scale;    // 1 / num_elements with a mean, times a scalar grad_output
-  const void* grad_output;  // [num_elements], or null
-  int32_t* block_faults;    // [num_blocks] RangeFault bits, or null
+  const void* grad_output;  // [num_elements] in the target's type, or null
+  // One value in the target's type where the host does not know it, or null. In LossAndGradient mode it scales a
+  // gradient that was computed for 1 already.
+  const void* device_grad_output;
+  int32_t* block_faults;  // [num_blocks] RangeFault bits, or null
 };
 
 // What torch.nn.functional.binary_cross_entropy refuses: values outside [0, 1], NaN included.

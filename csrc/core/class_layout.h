@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace fused_losses {
 
 // position = outer * inner_size + inner; strides in elements.
@@ -11,7 +13,9 @@ struct ClassLayout {
   int64_t class_stride = 0;
   int64_t inner_stride = 0;
 
-  constexpr int64_t offset(int64_t outer, int64_t inner) const { return outer * outer_stride + inner * inner_stride; }
+  FUSED_LOSSES_HOST_DEVICE constexpr int64_t offset(int64_t outer, int64_t inner) const {
+    return outer * outer_stride + inner * inner_stride;
+  }
 };
 
 }  // namespace fused_losses

@@ -55,6 +55,10 @@ struct CrossEntropyParams {
   const void* grad_output;  // Backward: accumulation type; [num_positions] with stride 1, or one value with stride 0
   int64_t grad_output_stride;
 
+  // Where the host does not know class_weight_sum and gradient_scale these point to them; else null.
+  const double* device_class_weight_sum;
+  const void* device_gradient_scale;  // accumulation type
+
   void* losses;          // [num_positions] in the accumulation type, or null
   double* block_losses;  // [num_blocks] sums of the losses, or null
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "element_types.h"
+#include "host_device.h"
 
 namespace fused_losses {
 
@@ -18,7 +19,7 @@ struct IndexTarget {
 
 namespace {
 
-inline int64_t read_index(const IndexTarget& target, int64_t position) {
+FUSED_LOSSES_HOST_DEVICE inline int64_t read_index(const IndexTarget& target, int64_t position) {
   switch (target.type) {
     case IndexType::Int64:
       return static_cast<const int64_t*>(target.data)[position];

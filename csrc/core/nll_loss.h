@@ -28,6 +28,7 @@ struct NLLLossParams {
   double gradient_scale;
   const void* grad_output;  // accumulation type; [num_positions] with stride 1, or one value with stride 0
   int64_t grad_output_stride;
+  const void* device_gradient_scale;  // where the host does not know gradient_scale: it, in the accumulation type
 };
 
 }  // namespace fused_losses

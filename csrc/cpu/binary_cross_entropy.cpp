@@ -1,5 +1,5 @@
 // Binary cross-entropy of probabilities on the CPU. Compiled once per instruction set.
-#include "binary_cross_entropy_formulas.h"
+#include "../core/binary_cross_entropy_formulas.h"
 #include "elementwise_loss.h"
 #include "kernels.h"
 

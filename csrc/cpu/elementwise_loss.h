@@ -3,15 +3,28 @@
 #pragma once
 
 #include "../core/binary_cross_entropy.h"
+#include "../core/binary_cross_entropy_formulas.h"
 #include "../core/compensated_sum.h"
-#include "binary_cross_entropy_formulas.h"
-#include "vec.h"
+#include "vec_math.h"
 
 namespace fused_losses::cpu {
 namespace {
 
 constexpr int kChunkElements = 1024;
 constexpr int kPrefetchBytes = 4096;
+
+// The formulas' arithmetic on registers.
+template <class A>
+struct VecMath {
+  using V = Vec<A>;
+  static V constant(double value) { return broadcast(static_cast<A>(value)); }
+  static V select(IntVec<A> condition, V yes, V no) { return cpu::select(condition, yes, no); }
+  static V max_of(V a, V b) { return cpu::max_of(a, b); }
+  static V exp(V x) { return cpu::exp<A>(x); }
+  static V log(V x) { return cpu::log<A>(x); }
+  static V log1p(V x) { return cpu::log1p(x); }
+  static V log_of_complement(V x) { return cpu::log_of_complement<A>(x); }
+};
 
 template <class A, class W>
 inline void copy_run(const W* source, int64_t stride, int64_t count, A* destination) {
@@ -124,7 +137,7 @@ class ElementwiseKernel {
       __builtin_prefetch(target + i + kPrefetchBytes / sizeof(U));
       const Vec<A> x = load(input + i);
       const Vec<A> y = load(target + i);
-      const ValueAndDerivative<A> result = Formula::template at<A>(x, y, pos_weight(i));
+      const ValueAndDerivative<Vec<A>> result = Formula::template at<VecMath<A>>(x, y, pos_weight(i));
       if constexpr (kLoss) {
         const Vec<A> loss = weighted(result.value, i);
         sum[slot] += loss;
@@ -154,7 +167,7 @@ class ElementwiseKernel {
       const int64_t rest = count - i;
       const Vec<A> x = load_partial(input + i, rest, A(0));  // 0 is in the range of every formula
       const Vec<A> y = load_partial(target + i, rest, A(0));
-      const ValueAndDerivative<A> result = Formula::template at<A>(x, y, pos_weight(i));
+      const ValueAndDerivative<Vec<A>> result = Formula::template at<VecMath<A>>(x, y, pos_weight(i));
       if constexpr (kLoss) {
         const Vec<A> loss = weighted(result.value, i);
         A lanes[kLanes<A>] = {};

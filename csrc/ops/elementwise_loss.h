@@ -1,20 +1,12 @@
-// What the operators of the two elementwise losses share: everything but the formula.
+// What the CPU operators of the two elementwise losses share: everything but the formula.
 #pragma once
 
-#include <optional>
 #include <tuple>
 
 #include "../cpu/kernels.h"
-#include "tensors.h"
+#include "elementwise_problem.h"
 
 namespace fused_losses {
-
-struct ElementwiseOperands {
-  const Tensor& input;
-  const Tensor& target;
-  const std::optional<Tensor>& weight;
-  const std::optional<Tensor>& pos_weight;
-};
 
 // `kernel` picks the loss; `checks_range` asks for torch's RuntimeError when a value lies outside [0, 1].
 Tensor elementwise_loss(cpu::BinaryCrossEntropyKernel* kernel, const ElementwiseOperands& operands, int64_t reduction,

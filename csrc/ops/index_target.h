@@ -1,4 +1,4 @@
-// Class-index targets of an operator: types, weights, and the pass that checks every index before a kernel trusts it.
+// Class-index targets of an operator: their types and weights.
 #pragma once
 
 #include <optional>
@@ -19,12 +19,5 @@ std::optional<Tensor> prepare_class_weight(const std::optional<Tensor>& weight, 
 // `target` contiguous; `class_weight` from prepare_class_weight. Both must outlive the result.
 IndexTarget to_index_target(const Tensor& target, int64_t num_classes, int64_t ignore_index,
                             const std::optional<Tensor>& class_weight);
-
-// The sum of the targets' weights, from the scans of all blocks in order. Throws std::out_of_range (IndexError) with
-// torch's words for the first bad index.
-double total_weight(const IndexTarget& target, const std::vector<TargetScan>& scans);
-
-// The same with a pass of its own over the targets.
-double check_targets(const IndexTarget& target, int64_t num_positions);
 
 }  // namespace fused_losses

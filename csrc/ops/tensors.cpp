@@ -1,78 +1,31 @@
 #include "tensors.h"
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 #include <utility>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include "gradient_pool.h"
-
-#if defined(__linux__)
-// Torch has it from 2.11 on and this extension must load in 2.10, where it is null.
-extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
-    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
-    int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* opaque_metadata,
-    int64_t opaque_metadata_size, void (*deleter)(void* data, void* context), void* context);
-#endif
-
 namespace fused_losses {
+
 namespace {
 
-// Where there is no pool: a fresh gradient of many megabytes costs a page fault every 4 KiB, more time than computing
-// it, so 2 MiB pages are asked for.
-constexpr size_t kHugePage = size_t(2) << 20;
+struct Device {
+  int32_t type;
+  int32_t index;
+};
 
-void advise_huge_pages(void* memory, size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (bytes < 2 * kHugePage) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + 4095) / 4096 * 4096;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / 4096 * 4096;
-  // Advice only: where the kernel does not take it nothing is lost.
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)memory;
-  (void)bytes;
-#endif
-}
-
-size_t element_size(ScalarType type) { return type == ScalarType::Double ? 8 : is_16_bit(type) ? 2 : 4; }
-
-int32_t to_shim(ScalarType type) { return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)); }
-
-// A tensor in memory that goes back to the pool with it. See Note [Gradient pool].
-std::optional<Tensor> pooled(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type,
-                             size_t bytes) {
-#if defined(__linux__)
-  if (torch_from_blob == nullptr) return std::nullopt;
-  const gradient_pool::Memory memory = gradient_pool::take(bytes);
-  if (memory.data == nullptr) return std::nullopt;
-  const auto deleter = [](void* data, void* context) {
-    gradient_pool::give_back({data, reinterpret_cast<size_t>(context)});
-  };
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError error =
-      torch_from_blob(memory.data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, to_shim(type),
-                      aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0, deleter,
-                      reinterpret_cast<void*>(memory.bytes));
-  if (error == AOTI_TORCH_SUCCESS) return Tensor(handle);
-  gradient_pool::give_back(memory);
-#endif
-  return std::nullopt;
-}
-
-template <class T>
-Tensor filled_scalar(double value, ScalarType type) {
-  Tensor result = empty({}, type);
-  *static_cast<T*>(result.data_ptr()) = static_cast<T>(value);
-  return result;
+Device device_of(const Tensor& tensor) {
+  Device device{};
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device.type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device.index));
+  return device;
 }
 
 }  // namespace
+
+void check_device(const Tensor& tensor, const Tensor& reference) {
+  const Device device = device_of(tensor);
+  const Device expected = device_of(reference);
+  if (device.type != expected.type || device.index != expected.index) refuse("all tensors must be on one device");
+}
 
 std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());
@@ -98,55 +51,36 @@ bool overlaps(const std::vector<int64_t>& sizes, const std::vector<int64_t>& str
   return false;
 }
 
-Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type) {
+std::vector<size_t> storage_order(const std::vector<int64_t>& strides) {
+  std::vector<size_t> order(strides.size());
+  for (size_t dim = 0; dim < order.size(); ++dim) order[dim] = dim;
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return strides[a] > strides[b]; });
+  return order;
+}
+
+std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  const std::vector<size_t> order = storage_order(strides);
+  std::vector<int64_t> dense(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = order.size(); i-- > 0;) {
+    dense[order[i]] = stride;
+    stride *= sizes[order[i]];
+  }
+  return dense;
+}
+
+Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type,
+                     const Tensor& like) {
+  const Device device = device_of(like);
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), to_shim(type), aoti_torch_device_type_cpu(), 0,
+                                                         strides.data(), to_shim(type), device.type, device.index,
                                                          &handle));
   return Tensor(handle);
 }
 
-Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
-  return empty_strided(sizes, contiguous_strides(sizes), type);
-}
-
-Tensor empty_gradient(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type) {
-  int64_t count = 1;
-  for (const int64_t size : sizes) count *= size;
-  const size_t bytes = static_cast<size_t>(count) * element_size(type);
-  if (std::optional<Tensor> gradient = pooled(sizes, strides, type, bytes)) return *gradient;
-  Tensor gradient = empty_strided(sizes, strides, type);
-  advise_huge_pages(gradient.data_ptr(), bytes);
-  return gradient;
-}
-
-Tensor scalar_tensor(double value, ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return filled_scalar<double>(value, type);
-    case ScalarType::BFloat16:
-      return filled_scalar<c10::BFloat16>(value, type);
-    case ScalarType::Half:
-      return filled_scalar<c10::Half>(value, type);
-    default:
-      return filled_scalar<float>(value, type);
-  }
-}
-
-double scalar_value(const Tensor& tensor) {
-  const void* data = tensor.data_ptr();
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return *static_cast<const double*>(data);
-    case ScalarType::Float:
-      return static_cast<double>(*static_cast<const float*>(data));
-    case ScalarType::BFloat16:
-      return static_cast<double>(static_cast<float>(*static_cast<const c10::BFloat16*>(data)));
-    case ScalarType::Half:
-      return static_cast<double>(static_cast<float>(*static_cast<const c10::Half*>(data)));
-    default:
-      refuse("grad_output must be a floating-point tensor");
-  }
+Tensor empty(const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like) {
+  return empty_strided(sizes, contiguous_strides(sizes), type, like);
 }
 
 }  // namespace fused_losses

@@ -45,6 +45,13 @@ inline DType to_dtype(ScalarType type) {
   }
 }
 
+inline size_t element_size(ScalarType type) { return type == ScalarType::Double ? 8 : is_16_bit(type) ? 2 : 4; }
+
+// The type's number in torch's C interface.
+inline int32_t to_shim(ScalarType type) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+}
+
 inline ScalarType accumulation_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -54,9 +61,8 @@ inline Reduction to_reduction(int64_t reduction) {
   return static_cast<Reduction>(reduction);
 }
 
-inline void check_cpu(const Tensor& tensor) {
-  if (!tensor.is_cpu()) refuse("all tensors must be on the CPU");
-}
+// Refuses a tensor on another device than the reference's.
+void check_device(const Tensor& tensor, const Tensor& reference);
 
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
@@ -75,25 +81,15 @@ std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes);
 // Whether two elements may lie at one address. Says so of some unusual strides that do not overlap, too.
 bool overlaps(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides);
 
-Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type);
-Tensor empty(const std::vector<int64_t>& sizes, ScalarType type);
+// The axes from the slowest to the fastest in memory.
+std::vector<size_t> storage_order(const std::vector<int64_t>& strides);
 
-// Uninitialised memory for a gradient; a large one comes from the pool: see gradient_pool.h.
-Tensor empty_gradient(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type);
+// Strides without gaps or overlaps in the order of the given ones, as torch.empty_like makes them.
+std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides);
 
-// Whether a gradient is written past the caches: where it is too large to stay in one until it is read, and begins at a
-// cache line, as all of torch's memory does. See Note [Streaming stores] in cpu/vec.h.
-inline bool is_streamed(const Tensor& gradient) {
-  constexpr int64_t kLargestCached = int64_t(64) << 20;
-  constexpr uintptr_t kCacheLine = 64;
-  return gradient.numel() * static_cast<int64_t>(gradient.element_size()) >= kLargestCached &&
-         reinterpret_cast<uintptr_t>(gradient.data_ptr()) % kCacheLine == 0;
-}
-
-// A tensor without dimensions that holds the value, rounded once.
-Tensor scalar_tensor(double value, ScalarType type);
-
-// The value of a tensor with one element.
-double scalar_value(const Tensor& tensor);
+// Uninitialised memory on the device of `like`.
+Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type,
+                     const Tensor& like);
+Tensor empty(const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like);
 
 }  // namespace fused_losses

@@ -1,0 +1,65 @@
+// Value and derivative of the elementwise losses, shared by every backend. They share what they can; the compiler drops
+// the one that is not asked for.
+//
+// Math is a backend's arithmetic: V, a register or a scalar, with the operators of a number, and static functions
+// constant, select, max_of, exp, log, log1p and log_of_complement.
+#pragma once
+
+#include "host_device.h"
+
+namespace fused_losses {
+namespace {
+
+template <class V>
+struct ValueAndDerivative {
+  V value;
+  V derivative;
+};
+
+// x in [0, 1], y the target: -(y log x + (1 - y) log(1 - x)), the logarithms not below -100.
+// Source: the documentation of torch.nn.BCELoss.
+struct ProbabilityFormula {
+  static constexpr bool kChecksRange = true;
+
+  template <class Math, class V = typename Math::V>
+  FUSED_LOSSES_HOST_DEVICE static ValueAndDerivative<V> at(V x, V y, V) {
+    const V one = Math::constant(1);
+    const V lowest = Math::constant(-100);
+    const V value =
+        (y - one) * Math::max_of(lowest, Math::log_of_complement(x)) - y * Math::max_of(lowest, Math::log(x));
+    return {value, (x - y) / Math::max_of(Math::constant(1e-12), (one - x) * x)};
+  }
+};
+
+// Note [Logits at infinity]
+// With l = 1 - y + pos_weight * y the loss is (1 - y) x + l softplus(-x), and softplus(-x) = log1p(exp(-|x|)) + max(-x,
+// 0). Collecting the terms in |x| by the sign of x leaves
+//   loss = l * log1p(exp(-|x|)) + |x| * (x >= 0 ? 1 - y : pos_weight * y),
+// a sum of terms of one sign for targets in [0, 1]: nothing cancels. A zero coefficient makes its term 0 for an
+// infinite x too, so that a certain and right prediction costs nothing and a certain and wrong one costs infinity. The
+// derivative is (1 - y) sigmoid(x) - pos_weight * y * sigmoid(-x), with the same exponential. Source: the documentation
+// of torch.nn.BCEWithLogitsLoss.
+struct LogitFormula {
+  static constexpr bool kChecksRange = false;
+
+  template <class Math, class V = typename Math::V>
+  FUSED_LOSSES_HOST_DEVICE static ValueAndDerivative<V> at(V x, V y, V pos_weight) {
+    const V zero = Math::constant(0);
+    const V one = Math::constant(1);
+    const V magnitude = Math::max_of(-x, x);
+    const V exponential = Math::exp(-magnitude);
+    const V negative = one - y;
+    const V positive = pos_weight * y;
+    const auto is_positive = x >= zero;
+    const V slope = Math::select(is_positive, negative, positive);
+    const V linear = Math::select(slope == zero, zero, magnitude * slope);
+    const V value = (negative + positive) * Math::log1p(exponential) + linear;
+    const V large = one / (exponential + one);  // sigmoid(|x|)
+    const V small = exponential * large;        // sigmoid(-|x|)
+    return {value,
+            negative * Math::select(is_positive, large, small) - positive * Math::select(is_positive, small, large)};
+  }
+};
+
+}  // namespace
+}  // namespace fused_losses

@@ -1,0 +1,70 @@
+// One call of cross-entropy on any device: checks, layout, and the parameters that its kernels take. What depends on
+// the device is left to the operators: the means' denominators, the gradient's memory, the choice of the kernel.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "../core/cross_entropy.h"
+#include "class_layout.h"
+#include "tensors.h"
+
+namespace fused_losses {
+
+struct CrossEntropyOptions {
+  Reduction reduction;
+  int64_t ignore_index;
+  double label_smoothing;
+  bool promote;
+};
+
+class CrossEntropyProblem {
+ public:
+  // The gradient keeps the logits' order of axes where it has memory of its own.
+  CrossEntropyProblem(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
+                      const CrossEntropyOptions& options, bool wants_gradient);
+
+  CrossEntropyParams params{};
+
+  const CrossEntropyOptions& options() const { return options_; }
+  const ClassShape& shape() const { return shape_; }
+  const Tensor& logits() const { return logits_; }
+  const std::vector<int64_t>& sizes() const { return sizes_; }
+  const std::vector<int64_t>& gradient_strides() const { return gradient_strides_; }
+  const std::optional<Tensor>& class_weight() const { return class_weight_; }
+  bool is_probability() const { return params.target_kind == TargetKind::Probability; }
+  bool has_contiguous_classes() const { return contiguous_classes_; }
+  ScalarType accumulation() const { return accumulation_type(logits_.scalar_type()); }
+
+  // Probabilities of float32 make a float32 loss, as torch's type promotion does.
+  ScalarType loss_type() const;
+
+  // The gradient takes the logits' own place; refused where two of their elements share memory or they were copied.
+  void overwrite_logits(const Tensor& logits);
+
+  // Uninitialised losses of every position, which the kernels fill.
+  Tensor new_losses();
+  // [2 or 3, num_positions], the rows' m, S and, with probability targets, Q.
+  Tensor new_statistics();
+  // Makes it the backward of a forward that left these statistics.
+  void set_backward(const Tensor& grad_output, const Tensor& statistics);
+  void set_grad_output(const Tensor& grad_output);
+
+ private:
+  void set_target(const Tensor& target);
+  void set_statistics(const Tensor& statistics);
+  void set_layout(bool wants_gradient);
+  std::optional<PositionLayout> try_layout(bool wants_gradient);
+
+  CrossEntropyOptions options_;
+  std::vector<int64_t> sizes_;
+  ClassShape shape_;
+  Tensor logits_;
+  Tensor target_;
+  std::optional<Tensor> class_weight_;
+  std::optional<Tensor> grad_output_;
+  std::vector<int64_t> gradient_strides_;
+  bool contiguous_classes_ = false;
+};
+
+}  // namespace fused_losses

@@ -1,0 +1,79 @@
+// The schemas of torch.ops.fused_losses, for every device.
+//
+// reduction is 0 (none), 1 (mean) or 2 (sum), as in torch.nn._reduction. `promote` asks for the loss in the
+// accumulation type although the logits have 16 bits, and admits class weights of another type: what autocast does.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+namespace fused_losses {
+
+// Each loss stands here twice. The operator under the loss's own name can be differentiated: Python registers its
+// derivative, which costs every call a detour through Python. `*_forward` is the same kernel without that, for callers
+// that see to the gradient themselves.
+inline void define_schemas(torch::stable::detail::StableLibrary& library) {
+  library.def(
+      "cross_entropy(Tensor logits, Tensor target, Tensor? class_weight, int reduction, int ignore_index, "
+      "float label_smoothing, bool promote) -> Tensor");
+  library.def(
+      "cross_entropy_forward(Tensor logits, Tensor target, Tensor? class_weight, int reduction, int ignore_index, "
+      "float label_smoothing, bool promote) -> Tensor");
+  library.def(
+      "cross_entropy_with_gradient(Tensor logits, Tensor target, Tensor? class_weight, int reduction, "
+      "int ignore_index, float label_smoothing, bool promote) -> (Tensor loss, Tensor gradient)");
+  library.def(
+      "cross_entropy_with_statistics(Tensor logits, Tensor target, Tensor? class_weight, int reduction, "
+      "int ignore_index, float label_smoothing, bool promote) -> (Tensor loss, Tensor statistics)");
+  library.def(
+      "cross_entropy_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? class_weight, "
+      "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote) -> Tensor");
+  library.def(
+      "cross_entropy_backward_over_logits(Tensor grad_output, Tensor(a!) logits, Tensor target, Tensor? class_weight, "
+      "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote) -> ()");
+  library.def(
+      "nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> Tensor");
+  library.def(
+      "nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> "
+      "Tensor");
+  library.def(
+      "nll_loss_backward(Tensor grad_output, Tensor target, Tensor? weight, SymInt[] input_sizes, "
+      "ScalarType input_type, int reduction, int ignore_index, bool promote) -> Tensor");
+  library.def("binary_cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
+  library.def("binary_cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
+  library.def(
+      "binary_cross_entropy_with_gradient(Tensor input, Tensor target, Tensor? weight, int reduction) "
+      "-> (Tensor loss, Tensor gradient)");
+  library.def(
+      "binary_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, int reduction) "
+      "-> Tensor");
+  library.def(
+      "binary_cross_entropy_with_logits(Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, "
+      "int reduction) -> Tensor");
+  library.def(
+      "binary_cross_entropy_with_logits_forward(Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, "
+      "int reduction) -> Tensor");
+  library.def(
+      "binary_cross_entropy_with_logits_with_gradient(Tensor logits, Tensor target, Tensor? weight, "
+      "Tensor? pos_weight, int reduction) -> (Tensor loss, Tensor gradient)");
+  library.def(
+      "binary_cross_entropy_with_logits_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? weight, "
+      "Tensor? pos_weight, int reduction) -> Tensor");
+  library.def(
+      "binary_cross_entropy_with_logits_backward_over_logits(Tensor grad_output, Tensor(a!) logits, Tensor target, "
+      "Tensor? weight, Tensor? pos_weight, int reduction) -> ()");
+  // What a device that the host does not wait for needs besides. `*_rescale_gradient`: `gradient` is that of this call
+  // for grad_output = 1; it becomes that of the given one, rounded once. `scale_gradient`: the plain product.
+  library.def(
+      "cross_entropy_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, Tensor logits, Tensor target, "
+      "Tensor? class_weight, int reduction, int ignore_index, float label_smoothing, bool promote) -> ()");
+  library.def(
+      "binary_cross_entropy_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, Tensor input, Tensor target, "
+      "Tensor? weight, int reduction) -> ()");
+  library.def(
+      "binary_cross_entropy_with_logits_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, Tensor logits, "
+      "Tensor target, Tensor? weight, Tensor? pos_weight, int reduction) -> ()");
+  library.def("scale_gradient(Tensor(a!) gradient, Tensor grad_output) -> ()");
+  library.def("elementary_function(Tensor input, int function) -> Tensor");
+}
+
+}  // namespace fused_losses
