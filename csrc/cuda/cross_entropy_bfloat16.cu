@@ -1,0 +1,5 @@
+#include "cross_entropy.cuh"
+
+namespace fused_losses::cuda {
+template int64_t cross_entropy_of<BFloat16>(const CrossEntropyParams&, Stream);
+}

@@ -1,0 +1,131 @@
+// Cross-entropy of rows with contiguous classes and index targets that fit into the registers of one group of threads:
+// every logit is read once, whether or not there is a gradient.
+//
+// Bytes an element: its size for the loss, twice that with the gradient. A group is 2 to 32 lanes of a warp or a block
+// of its own, with 1 to 8 packets of 16 bytes a thread in flight: see docs/cuda.md for the geometry.
+#pragma once
+
+#include "cross_entropy_row.cuh"
+#include "launch.h"
+#include "packet_window.cuh"
+#include "reduce.h"
+
+namespace fused_losses::cuda {
+namespace {
+
+template <int kGroup, int kPacketsPerThread>
+struct RowGeometry {
+  static constexpr int kThreads = kGroup;  // that share a row
+  static constexpr int kPackets = kPacketsPerThread;
+  static constexpr int kBlockThreads = kThreads > 128 ? kThreads : 128;
+  static constexpr int kRowsPerBlock = kBlockThreads / kThreads;
+  static constexpr bool kWithinWarp = kThreads <= kWarpThreads;
+  static constexpr int kLanes = kWithinWarp ? kThreads : kWarpThreads;
+  static_assert((kThreads & (kThreads - 1)) == 0 && kThreads <= 1024);
+  static_assert(kWithinWarp || kRowsPerBlock == 1, "a block's barrier must belong to one row");
+};
+
+template <class T, class Geometry>
+__global__ void __launch_bounds__(Geometry::kBlockThreads)
+    cross_entropy_register_rows_kernel(const __grid_constant__ CrossEntropyParams params) {
+  using A = Accumulation<T>;
+  constexpr int kElements = kPacketElements<T>;
+  if (is_scaled_already<A>(params)) return;
+  const int thread = static_cast<int>(threadIdx.x) % Geometry::kThreads;
+  const int row_in_block = static_cast<int>(threadIdx.x) / Geometry::kThreads;
+  const T outside = from_accumulation<T>(-kInfinity<A>);
+  double block_loss = 0;
+
+  // All threads go round equally often: the reductions need every lane.
+  for (int64_t first = int64_t(blockIdx.x) * Geometry::kRowsPerBlock; first < params.num_positions;
+       first += int64_t(gridDim.x) * Geometry::kRowsPerBlock) {
+    const int64_t position = first + row_in_block;
+    const bool exists = position < params.num_positions;
+    const int64_t outer = params.inner_size == 1 ? position : position / params.inner_size;
+    const int64_t inner = position - outer * params.inner_size;
+    const T* logits = static_cast<const T*>(params.logits) + params.logits_layout.offset(outer, inner);
+    const PacketWindow<T, int> window(logits, exists ? static_cast<int>(params.num_classes) : 0);
+    Packet<T> row[Geometry::kPackets];
+#pragma unroll
+    for (int i = 0; i < Geometry::kPackets; ++i) {
+      row[i] = window.template load<false>(thread + i * Geometry::kThreads, outside);
+    }
+    RowTarget<A> target;
+    A target_logit = 0;
+    if (exists) target = read_target<A>(params, position);
+    if (target.target_class >= 0) target_logit = to_accumulation(logits[target.target_class]);
+    RowStatistics<A> statistics;
+#pragma unroll
+    for (int i = 0; i < Geometry::kPackets; ++i) {
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) {
+        statistics.max = max_of(statistics.max, to_accumulation(row[i].elements[k]));
+      }
+    }
+    statistics.max = max_of_lanes<Geometry::kLanes>(statistics.max);
+    const A shift = finite_shift(statistics.max);
+#pragma unroll
+    for (int i = 0; i < Geometry::kPackets; ++i) {
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) {
+        statistics.sum += exp_of_shifted<T>(to_accumulation(row[i].elements[k]) - shift);
+      }
+    }
+    statistics = merge_group<Geometry::kThreads, false>(statistics);
+    if (!exists) continue;
+
+    if (thread == 0) {
+      const A loss = row_loss(statistics, target, target_logit, false);
+      block_loss += static_cast<double>(loss);
+      write_row(params, position, statistics, loss);
+    }
+    if (params.mode == CrossEntropyMode::Loss) continue;
+    const RowGradient<T, false> gradient(statistics, target, row_scale<A>(params, position));
+    const int target_class = static_cast<int>(target.target_class);
+    T* gradients = static_cast<T*>(params.gradient) + params.gradient_layout.offset(outer, inner);
+#pragma unroll
+    for (int i = 0; i < Geometry::kPackets; ++i) {
+      const int packet = thread + i * Geometry::kThreads;
+      const int c = window.first_element(packet);
+      Packet<T> values;
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) {
+        values.elements[k] =
+            gradient.at(to_accumulation(row[i].elements[k]), target_class >= 0 && c + k == target_class, A(0));
+      }
+      window.store(packet, values, gradients);
+    }
+  }
+  const double total = sum_of_block<Geometry::kBlockThreads>(block_loss);
+  if (threadIdx.x == 0 && params.block_losses != nullptr) params.block_losses[blockIdx.x] = total;
+}
+
+template <class T, class Geometry>
+int64_t launch_register_rows(const CrossEntropyParams& params, Stream stream) {
+  const int64_t blocks = blocks_for(params.num_positions, Geometry::kRowsPerBlock);
+  launch(cross_entropy_register_rows_kernel<T, Geometry>, blocks, Geometry::kBlockThreads, stream, params);
+  return blocks;
+}
+
+// The longest row that is kept in registers.
+template <class T>
+constexpr bool fits_registers(int64_t num_classes) {
+  return max_packets<T>(num_classes) <= 512 * 8;
+}
+
+template <class T>
+int64_t cross_entropy_register_rows(const CrossEntropyParams& params, Stream stream) {
+  const int64_t packets = max_packets<T>(params.num_classes);
+  if (packets <= 2) return launch_register_rows<T, RowGeometry<2, 1>>(params, stream);
+  if (packets <= 4) return launch_register_rows<T, RowGeometry<4, 1>>(params, stream);
+  if (packets <= 8) return launch_register_rows<T, RowGeometry<8, 1>>(params, stream);
+  if (packets <= 16) return launch_register_rows<T, RowGeometry<16, 1>>(params, stream);
+  if (packets <= 32) return launch_register_rows<T, RowGeometry<32, 1>>(params, stream);
+  if (packets <= 128) return launch_register_rows<T, RowGeometry<32, 4>>(params, stream);
+  if (packets <= 512) return launch_register_rows<T, RowGeometry<128, 4>>(params, stream);
+  if (packets <= 2048) return launch_register_rows<T, RowGeometry<512, 4>>(params, stream);
+  return launch_register_rows<T, RowGeometry<512, 8>>(params, stream);
+}
+
+}  // namespace
+}  // namespace fused_losses::cuda

@@ -1,0 +1,232 @@
+// What the cross-entropy kernels share: a row's target, statistics, loss and gradient. The formulas are those of
+// Note [Target mass] in core/cross_entropy.h.
+#pragma once
+
+#include "../core/cross_entropy.h"
+#include "element.h"
+#include "reduce.h"
+
+namespace fused_losses::cuda {
+namespace {
+
+// The softmax's shift: any number where no logit is above -inf, so that the result becomes NaN and not an exception to
+// the formulas.
+template <class A>
+__device__ __forceinline__ A finite_shift(A max) {
+  return max == -kInfinity<A> ? A(0) : max;
+}
+
+// A row's max m, sum of exp(x - m), and with a dense mass q: sum of q and of q (x - m). m is finite_shift(max).
+template <class A>
+struct RowStatistics {
+  A max = -kInfinity<A>;
+  A sum = 0;
+  A mass = 0;
+  A mass_times_x = 0;
+
+  // The same sums relative to a larger maximum.
+  __device__ __forceinline__ void raise(A new_max) {
+    if (max == new_max) return;
+    const A factor = max == -kInfinity<A> ? A(0) : exp_of_shifted<A>(max - new_max);
+    sum *= factor;
+    mass_times_x += mass * (finite_shift(max) - finite_shift(new_max));
+    max = new_max;
+  }
+};
+
+// The statistics of a group of kThreads adjacent threads, from every thread's own and the same in all of them. A group
+// larger than a warp is a whole block; its warps are merged in their order.
+template <int kThreads, bool kDense, class A>
+__device__ __forceinline__ RowStatistics<A> merge_group(RowStatistics<A> own) {
+  constexpr int kLanes = kThreads < kWarpThreads ? kThreads : kWarpThreads;
+  const auto merge_lanes = [](RowStatistics<A> part) {
+    part.raise(max_of_lanes<kLanes>(part.max));
+    part.sum = sum_of_lanes<kLanes>(part.sum);
+    if constexpr (kDense) {
+      part.mass = sum_of_lanes<kLanes>(part.mass);
+      part.mass_times_x = sum_of_lanes<kLanes>(part.mass_times_x);
+    }
+    return part;
+  };
+  own = merge_lanes(own);
+  if constexpr (kThreads > kWarpThreads) {
+    constexpr int kWarps = kThreads / kWarpThreads;
+    FUSED_LOSSES_SHARED(A, parts, 4 * kWarps);
+    const int warp = static_cast<int>(threadIdx.x) / kWarpThreads;
+    const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
+    if (lane == 0) {
+      parts[warp] = own.max;
+      parts[kWarps + warp] = own.sum;
+      parts[2 * kWarps + warp] = own.mass;
+      parts[3 * kWarps + warp] = own.mass_times_x;
+    }
+    __syncthreads();
+    RowStatistics<A> part;
+    if (lane < kWarps) part = {parts[lane], parts[kWarps + lane], parts[2 * kWarps + lane], parts[3 * kWarps + lane]};
+    own = merge_lanes(part);
+    __syncthreads();  // the next row writes `parts`
+  }
+  return own;
+}
+
+// What one row's target says.
+template <class A>
+struct RowTarget {
+  int64_t target_class = -1;  // -1: no point mass
+  A point_mass = 0;
+  bool ignored = false;
+};
+
+template <class A>
+__device__ __forceinline__ RowTarget<A> read_target(const CrossEntropyParams& params, int64_t position) {
+  RowTarget<A> result;
+  if (params.target_kind == TargetKind::Probability) return result;
+  const int64_t index = read_index(params.target, position);
+  result.ignored = index == params.target.ignore_index;
+  if (result.ignored) return result;
+  FUSED_LOSSES_DEVICE_ASSERT(index >= 0 && index < params.num_classes);
+  const A* weight = static_cast<const A*>(params.target.class_weight);
+  result.target_class = index;
+  result.point_mass = static_cast<A>(1 - params.label_smoothing) * (weight != nullptr ? weight[index] : A(1));
+  return result;
+}
+
+// The dense mass q_c of a row's classes; without one (index targets that are not smoothed) nothing is computed of it.
+template <class T, bool kDense>
+class DenseMass {
+ public:
+  using A = Accumulation<T>;
+
+  __device__ __forceinline__ DenseMass(const CrossEntropyParams& params, int64_t outer, int64_t inner) {
+    if constexpr (kDense) {
+      class_stride_ = params.probability_layout.class_stride;
+      keep_ = static_cast<A>(1 - params.label_smoothing);
+      spread_ = static_cast<A>(params.label_smoothing / static_cast<double>(params.num_classes));
+      weight_ = static_cast<const A*>(params.target.class_weight);
+      if (params.target_kind != TargetKind::Probability) return;
+      const int64_t offset = params.probability_layout.offset(outer, inner);
+      if (params.probability_dtype == params.dtype) {
+        probability_ = static_cast<const T*>(params.probability_target) + offset;
+      } else {
+        accumulated_probability_ = static_cast<const A*>(params.probability_target) + offset;
+      }
+    }
+  }
+
+  __device__ __forceinline__ A at(int64_t c) const {
+    if constexpr (!kDense) return A(0);
+    A mass = spread_;
+    if (probability_ != nullptr) {
+      mass += keep_ * to_accumulation(probability_[c * class_stride_]);
+    } else if (accumulated_probability_ != nullptr) {
+      mass += keep_ * accumulated_probability_[c * class_stride_];
+    }
+    return weight_ != nullptr ? mass * weight_[c] : mass;
+  }
+
+ private:
+  int64_t class_stride_ = 0;
+  A keep_ = 0;
+  A spread_ = 0;
+  const A* weight_ = nullptr;
+  const T* probability_ = nullptr;              // of the logits' type
+  const A* accumulated_probability_ = nullptr;  // of the accumulation type
+};
+
+// The sum of q_c where it does not depend on the row; a row of probabilities adds up its own.
+template <class A>
+__device__ __forceinline__ void set_common_mass(const CrossEntropyParams& params, RowStatistics<A>& statistics) {
+  if (params.target_kind == TargetKind::Probability) return;
+  if (params.target_kind == TargetKind::Index) {
+    statistics.mass = A(0);
+    return;
+  }
+  const double* sum = params.device_class_weight_sum;
+  const double mean_weight = sum != nullptr ? *sum / static_cast<double>(params.num_classes) : 1.0;
+  statistics.mass = static_cast<A>(params.label_smoothing * mean_weight);
+}
+
+// What every gradient is multiplied by besides its row's own factor.
+template <class A>
+__device__ __forceinline__ A row_scale(const CrossEntropyParams& params, int64_t position) {
+  A scale = static_cast<A>(params.gradient_scale);
+  if (params.device_gradient_scale != nullptr) scale = *static_cast<const A*>(params.device_gradient_scale);
+  const A* grad_output = static_cast<const A*>(params.grad_output);
+  return grad_output != nullptr ? scale * grad_output[position * params.grad_output_stride] : scale;
+}
+
+// The gradient of one row: d/dx_c = exp(x_c - shift) * factor - q_c * scale, and at the target class all of it in one
+// piece, so that y (p - 1) is kept together before it is rounded.
+template <class T, bool kDense>
+struct RowGradient {
+  using A = Accumulation<T>;
+  A shift;
+  A scale;
+  A inverse_sum;
+  A mass;
+  A point_mass;
+  A factor;
+
+  __device__ __forceinline__ RowGradient(const RowStatistics<A>& statistics, const RowTarget<A>& target, A scale_of_row)
+      : shift(finite_shift(statistics.max)),
+        scale(target.ignored ? A(0) : scale_of_row),
+        inverse_sum(A(1) / statistics.sum),
+        mass(kDense && !target.ignored ? statistics.mass : A(0)),
+        point_mass(target.point_mass),
+        factor((mass + point_mass) * scale * inverse_sum) {}
+
+  // `dense_mass` is q_c.
+  __device__ __forceinline__ T at(A x, bool is_target, A dense_mass) const {
+    const A exponential = exp_of_shifted<T>(x - shift);
+    A value = exponential * factor;
+    if constexpr (kDense) value -= dense_mass * scale;
+    if (is_target) {
+      const A p = exponential * inverse_sum;
+      value = (mass * p - dense_mass + point_mass * (p - A(1))) * scale;
+    }
+    return from_accumulation<T>(value);
+  }
+};
+
+// The loss of one row; `target_logit` counts where there is a point mass.
+template <class A>
+__device__ __forceinline__ A row_loss(const RowStatistics<A>& statistics, const RowTarget<A>& target, A target_logit,
+                                      bool dense) {
+  if (target.ignored) return A(0);
+  const A log_sum = log_of(statistics.sum);
+  A loss = 0;
+  if (target.target_class >= 0) loss = target.point_mass * (log_sum - (target_logit - finite_shift(statistics.max)));
+  if (dense) loss += statistics.mass * log_sum - statistics.mass_times_x;
+  return loss;
+}
+
+template <class A>
+__device__ __forceinline__ void write_row(const CrossEntropyParams& params, int64_t position,
+                                          const RowStatistics<A>& statistics, A loss) {
+  if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = loss;
+  if (params.row_max == nullptr) return;
+  static_cast<A*>(params.row_max)[position] = statistics.max;
+  static_cast<A*>(params.row_sum)[position] = statistics.sum;
+  if (params.row_mass != nullptr) static_cast<A*>(params.row_mass)[position] = statistics.mass;
+}
+
+// The statistics that a forward left.
+template <class A>
+__device__ __forceinline__ RowStatistics<A> read_row(const CrossEntropyParams& params, int64_t position) {
+  RowStatistics<A> statistics;
+  statistics.max = static_cast<const A*>(params.row_max)[position];
+  statistics.sum = static_cast<const A*>(params.row_sum)[position];
+  if (params.row_mass != nullptr) statistics.mass = static_cast<const A*>(params.row_mass)[position];
+  set_common_mass(params, statistics);
+  return statistics;
+}
+
+// Whether a gradient that was computed for grad_output = 1 is to be left as it is.
+template <class A>
+__device__ __forceinline__ bool is_scaled_already(const CrossEntropyParams& params) {
+  return params.mode == CrossEntropyMode::LossAndGradient && params.grad_output != nullptr &&
+         *static_cast<const A*>(params.grad_output) == A(1);
+}
+
+}  // namespace
+}  // namespace fused_losses::cuda

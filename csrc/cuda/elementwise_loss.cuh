@@ -1,0 +1,210 @@
+// Binary cross-entropy of either kind: one sweep over input and target.
+//
+// Bytes an element: input and target for the loss, the gradient on top of them with the gradient; operands that are
+// broadcast come from the caches.
+#pragma once
+
+#include "../core/binary_cross_entropy.h"
+#include "../core/binary_cross_entropy_formulas.h"
+#include "element.h"
+#include "launch.h"
+#include "reduce.h"
+
+namespace fused_losses::cuda {
+namespace {
+
+constexpr int kElementwiseThreads = 256;
+
+template <class A>
+struct ScalarMath {
+  using V = A;
+  static __device__ __forceinline__ A constant(double value) { return static_cast<A>(value); }
+  static __device__ __forceinline__ A select(bool condition, A yes, A no) { return condition ? yes : no; }
+  // As the comparison a > b ? a : b: of NaN and a number the second one.
+  static __device__ __forceinline__ A max_of(A a, A b) { return a > b ? a : b; }
+  static __device__ __forceinline__ A log(A x) { return log_of(x); }
+  static __device__ __forceinline__ A exp(A x) { return exp_of_shifted<A>(x); }
+  static __device__ __forceinline__ A log1p(A x) {
+    if constexpr (kSameType<A, double>) {
+      return ::log1p(x);
+    } else {
+      return log1pf(x);
+    }
+  }
+  static __device__ __forceinline__ A log_of_complement(A x) { return log1p(-x); }
+};
+
+// kCount elements of a dense tensor; one access each where there is no packet of them.
+template <int kCount, class A, class U>
+__device__ __forceinline__ void load_elements(const U* address, int count, bool aligned, A (&values)[kCount]) {
+  if (aligned && count == kCount) {
+    constexpr int kElements = kPacketElements<U>;
+    static_assert(kCount % kElements == 0);
+#pragma unroll
+    for (int first = 0; first < kCount; first += kElements) {
+      const Packet<U> packet = load_packet(address + first);
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) values[first + k] = static_cast<A>(to_accumulation(packet.elements[k]));
+    }
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) values[k] = k < count ? static_cast<A>(to_accumulation(address[k])) : A(0);
+}
+template <int kCount, class A, class U>
+__device__ __forceinline__ void store_elements(U* address, int count, bool aligned, const A (&values)[kCount]) {
+  if (aligned && count == kCount) {
+    constexpr int kElements = kPacketElements<U>;
+    static_assert(kCount % kElements == 0);
+#pragma unroll
+    for (int first = 0; first < kCount; first += kElements) {
+      Packet<U> packet;
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) packet.elements[k] = from_accumulation<U>(values[first + k]);
+      store_packet(address + first, packet);
+    }
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    if (k < count) address[k] = from_accumulation<U>(values[k]);
+  }
+}
+
+// kCount adjacent elements of a broadcast operand, from flat index `first` on.
+template <int kCount, class A>
+__device__ __forceinline__ void load_broadcast(const BroadcastOperand& operand, int64_t first, int count,
+                                               A (&values)[kCount]) {
+  int64_t coordinates[kMaxBroadcastDims];
+  int64_t offset = 0;
+#pragma unroll
+  for (int dim = kMaxBroadcastDims - 1; dim >= 0; --dim) {
+    if (dim >= operand.num_dims) continue;
+    coordinates[dim] = first % operand.sizes[dim];
+    first /= operand.sizes[dim];
+    offset += coordinates[dim] * operand.strides[dim];
+  }
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    values[k] = A(1);
+    if (k >= count) continue;
+    switch (operand.dtype) {
+      case DType::Float32:
+        values[k] = static_cast<A>(static_cast<const float*>(operand.data)[offset]);
+        break;
+      case DType::Float64:
+        values[k] = static_cast<A>(static_cast<const double*>(operand.data)[offset]);
+        break;
+      case DType::BFloat16:
+        values[k] = static_cast<A>(to_accumulation(static_cast<const BFloat16*>(operand.data)[offset]));
+        break;
+      case DType::Float16:
+        values[k] = static_cast<A>(to_accumulation(static_cast<const Float16*>(operand.data)[offset]));
+        break;
+    }
+    // The next element's coordinates, as an odometer counts.
+    bool carries = true;
+#pragma unroll
+    for (int dim = kMaxBroadcastDims - 1; dim >= 0; --dim) {
+      if (dim >= operand.num_dims || !carries) continue;
+      offset += operand.strides[dim];
+      carries = ++coordinates[dim] == operand.sizes[dim];
+      if (carries) {
+        offset -= coordinates[dim] * operand.strides[dim];
+        coordinates[dim] = 0;
+      }
+    }
+  }
+}
+
+// T: input and gradient; U: target, losses and grad_output.
+template <class T, class U, class Formula>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    elementwise_loss_kernel(const __grid_constant__ BinaryCrossEntropyParams params) {
+  using A = Accumulation<T>;
+  constexpr int kCount = kPacketElements<T>;
+  A scale = static_cast<A>(params.gradient_scale);
+  if (params.device_grad_output != nullptr) {
+    const A grad_output = static_cast<A>(to_accumulation(*static_cast<const U*>(params.device_grad_output)));
+    if (params.mode == ElementwiseMode::LossAndGradient && grad_output == A(1)) return;  // it is scaled already
+    scale *= grad_output;
+  }
+  const T* inputs = static_cast<const T*>(params.input);
+  const U* targets = static_cast<const U*>(params.target);
+  const U* grad_outputs = static_cast<const U*>(params.grad_output);
+  T* gradients = static_cast<T*>(params.gradient);
+  U* losses = static_cast<U*>(params.losses);
+  const auto is_aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % kPacketBytes == 0; };
+  double block_loss = 0;
+
+  for (int64_t first = (int64_t(blockIdx.x) * kElementwiseThreads + threadIdx.x) * kCount; first < params.num_elements;
+       first += int64_t(gridDim.x) * kElementwiseThreads * kCount) {
+    const int64_t rest = params.num_elements - first;
+    const int count = rest < kCount ? static_cast<int>(rest) : kCount;
+    A x[kCount];
+    A y[kCount];
+    A weight[kCount];
+    A pos_weight[kCount];
+    load_elements(inputs + first, count, is_aligned(inputs), x);
+    load_elements(targets + first, count, is_aligned(targets), y);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) weight[k] = pos_weight[k] = A(1);
+    if (params.weight.data != nullptr) load_broadcast(params.weight, first, count, weight);
+    if (params.pos_weight.data != nullptr) load_broadcast(params.pos_weight, first, count, pos_weight);
+
+    A values[kCount];
+    A derivatives[kCount];
+    A sum = 0;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      if (Formula::kChecksRange && params.mode != ElementwiseMode::Backward) {
+        FUSED_LOSSES_DEVICE_ASSERT(x[k] >= A(0) && x[k] <= A(1));
+        FUSED_LOSSES_DEVICE_ASSERT(y[k] >= A(0) && y[k] <= A(1));
+      }
+      const ValueAndDerivative<A> at = Formula::template at<ScalarMath<A>>(x[k], y[k], pos_weight[k]);
+      values[k] = at.value * weight[k];
+      derivatives[k] = at.derivative * weight[k] * scale;
+      if (k < count) sum += values[k];
+    }
+    block_loss += static_cast<double>(sum);
+    if (losses != nullptr) store_elements(losses + first, count, is_aligned(losses), values);
+    if (params.mode == ElementwiseMode::Loss) continue;
+    if (grad_outputs != nullptr) {
+      A grad_output[kCount];
+      load_elements(grad_outputs + first, count, is_aligned(grad_outputs), grad_output);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) derivatives[k] *= grad_output[k];
+    }
+    store_elements(gradients + first, count, is_aligned(gradients), derivatives);
+  }
+  const double total = sum_of_block<kElementwiseThreads>(block_loss);
+  if (threadIdx.x == 0 && params.block_losses != nullptr) params.block_losses[blockIdx.x] = total;
+}
+
+template <class T, class U, class Formula>
+int64_t launch_elementwise(const BinaryCrossEntropyParams& params, Stream stream) {
+  const int64_t blocks = blocks_for(params.num_elements, int64_t(kElementwiseThreads) * kPacketElements<T>);
+  launch(elementwise_loss_kernel<T, U, Formula>, blocks, kElementwiseThreads, stream, params);
+  return blocks;
+}
+
+// Targets have the input's type, or float32 beside a 16-bit input.
+template <class Formula>
+int64_t elementwise_loss(const BinaryCrossEntropyParams& params, Stream stream) {
+  switch (params.dtype) {
+    case DType::Float32:
+      return launch_elementwise<float, float, Formula>(params, stream);
+    case DType::Float64:
+      return launch_elementwise<double, double, Formula>(params, stream);
+    case DType::BFloat16:
+      return params.target_dtype == DType::Float32 ? launch_elementwise<BFloat16, float, Formula>(params, stream)
+                                                   : launch_elementwise<BFloat16, BFloat16, Formula>(params, stream);
+    case DType::Float16:
+      return params.target_dtype == DType::Float32 ? launch_elementwise<Float16, float, Formula>(params, stream)
+                                                   : launch_elementwise<Float16, Float16, Formula>(params, stream);
+  }
+  __builtin_unreachable();
+}
+
+}  // namespace
+}  // namespace fused_losses::cuda

@@ -1,0 +1,160 @@
+// The small kernels beside the losses: the weights of targets, the sum of partial sums, the scale of a gradient. Every
+// sum has a fixed order.
+#include "element.h"
+#include "kernels.h"
+#include "launch.h"
+#include "reduce.h"
+
+namespace fused_losses::cuda {
+namespace {
+
+constexpr int kBlockThreads = 1024;
+constexpr int kTargetsPerThread = 8;
+constexpr int kScaleThreads = 256;
+
+static_assert(kMaxBlockSums == kMaxBlocks);
+
+// The weight of this thread's share of the targets.
+template <class A>
+__device__ __forceinline__ double weigh(const IndexTarget& target, int64_t num_positions) {
+  const A* weight = static_cast<const A*>(target.class_weight);
+  double sum = 0;
+  for (int64_t position = int64_t(blockIdx.x) * kBlockThreads + threadIdx.x; position < num_positions;
+       position += int64_t(gridDim.x) * kBlockThreads) {
+    const int64_t index = read_index(target, position);
+    if (index == target.ignore_index) continue;
+    FUSED_LOSSES_DEVICE_ASSERT(index >= 0 && index < target.num_classes);
+    sum += weight != nullptr ? static_cast<double>(weight[index]) : 1.0;
+  }
+  return sum;
+}
+
+template <class A>
+__device__ __forceinline__ void write_mean(const MeanOfTargets& mean, double denominator) {
+  *mean.denominator = denominator;
+  *static_cast<A*>(mean.inverse) = static_cast<A>(1.0 / denominator);
+}
+
+template <class A>
+__global__ void __launch_bounds__(kBlockThreads)
+    weigh_targets_kernel(IndexTarget target, int64_t num_positions, MeanOfTargets mean, double* block_sums) {
+  const double total = sum_of_block<kBlockThreads>(weigh<A>(target, num_positions));
+  if (threadIdx.x != 0) return;
+  if (gridDim.x == 1) {
+    write_mean<A>(mean, total);
+  } else {
+    block_sums[blockIdx.x] = total;
+  }
+}
+
+// Of one block: the sum of so many values, in thread 0.
+template <class A>
+__device__ __forceinline__ double sum_of_values(const A* values, int64_t count) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kBlockThreads) sum += static_cast<double>(values[i]);
+  return sum_of_block<kBlockThreads>(sum);
+}
+
+template <class A>
+__global__ void __launch_bounds__(kBlockThreads)
+    finish_mean_kernel(const double* block_sums, int64_t count, MeanOfTargets mean) {
+  const double total = sum_of_values(block_sums, count);
+  if (threadIdx.x == 0) write_mean<A>(mean, total);
+}
+
+template <class A>
+__global__ void __launch_bounds__(kBlockThreads) sum_class_weights_kernel(IndexTarget target, double* result) {
+  const double total = sum_of_values(static_cast<const A*>(target.class_weight), target.num_classes);
+  if (threadIdx.x == 0) *result = total;
+}
+
+__global__ void __launch_bounds__(kBlockThreads) reduce_losses_kernel(const __grid_constant__ LossReduction reduction) {
+  const double sum = sum_of_values(reduction.block_losses, reduction.count);
+  if (threadIdx.x != 0) return;
+  const double loss = sum / (reduction.denominator != nullptr ? *reduction.denominator : reduction.divisor);
+  switch (reduction.loss_dtype) {
+    case DType::Float32:
+      *static_cast<float*>(reduction.loss) = static_cast<float>(loss);
+      break;
+    case DType::Float64:
+      *static_cast<double*>(reduction.loss) = loss;
+      break;
+    case DType::BFloat16:
+      *static_cast<BFloat16*>(reduction.loss) = from_accumulation<BFloat16>(static_cast<float>(loss));
+      break;
+    case DType::Float16:
+      *static_cast<Float16*>(reduction.loss) = from_accumulation<Float16>(static_cast<float>(loss));
+      break;
+  }
+}
+
+// The gradient is dense and its memory begins aligned, as all memory that torch hands out does.
+template <class T>
+__global__ void __launch_bounds__(kScaleThreads) scale_gradient_kernel(const __grid_constant__ GradientScale scale) {
+  using A = Accumulation<T>;
+  constexpr int kElements = kPacketElements<T>;
+  const A factor = *static_cast<const A*>(scale.grad_output);
+  if (factor == A(1)) return;
+  T* gradient = static_cast<T*>(scale.gradient);
+  for (int64_t first = (int64_t(blockIdx.x) * kScaleThreads + threadIdx.x) * kElements; first < scale.num_elements;
+       first += int64_t(gridDim.x) * kScaleThreads * kElements) {
+    if (first + kElements <= scale.num_elements) {
+      Packet<T> packet = load_packet(gradient + first);
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) {
+        packet.elements[k] = from_accumulation<T>(to_accumulation(packet.elements[k]) * factor);
+      }
+      store_packet(gradient + first, packet);
+      continue;
+    }
+    for (int64_t i = first; i < scale.num_elements; ++i) {
+      gradient[i] = from_accumulation<T>(to_accumulation(gradient[i]) * factor);
+    }
+  }
+}
+
+template <class A>
+void weigh_targets_of(const IndexTarget& target, int64_t num_positions, const MeanOfTargets& mean, double* block_sums,
+                      Stream stream) {
+  const int64_t blocks = blocks_for(num_positions, kBlockThreads * kTargetsPerThread);
+  launch(weigh_targets_kernel<A>, blocks, kBlockThreads, stream, target, num_positions, mean, block_sums);
+  if (blocks > 1) launch(finish_mean_kernel<A>, 1, kBlockThreads, stream, block_sums, blocks, mean);
+}
+
+template <class T>
+void scale_gradient_of(const GradientScale& scale, Stream stream) {
+  launch(scale_gradient_kernel<T>, blocks_for(scale.num_elements, int64_t(kScaleThreads) * kPacketElements<T>),
+         kScaleThreads, stream, scale);
+}
+
+}  // namespace
+
+void weigh_targets(const IndexTarget& target, int64_t num_positions, DType dtype, const MeanOfTargets& mean,
+                   double* block_sums, Stream stream) {
+  if (dtype == DType::Float64) return weigh_targets_of<double>(target, num_positions, mean, block_sums, stream);
+  weigh_targets_of<float>(target, num_positions, mean, block_sums, stream);
+}
+
+void sum_class_weights(const IndexTarget& target, double* sum, Stream stream) {
+  launch(target.double_weight ? sum_class_weights_kernel<double> : sum_class_weights_kernel<float>, 1, kBlockThreads,
+         stream, target, sum);
+}
+
+void reduce_losses(const LossReduction& reduction, Stream stream) {
+  launch(reduce_losses_kernel, 1, kBlockThreads, stream, reduction);
+}
+
+void scale_gradient(const GradientScale& scale, Stream stream) {
+  switch (scale.dtype) {
+    case DType::Float32:
+      return scale_gradient_of<float>(scale, stream);
+    case DType::Float64:
+      return scale_gradient_of<double>(scale, stream);
+    case DType::BFloat16:
+      return scale_gradient_of<BFloat16>(scale, stream);
+    case DType::Float16:
+      return scale_gradient_of<Float16>(scale, stream);
+  }
+}
+
+}  // namespace fused_losses::cuda

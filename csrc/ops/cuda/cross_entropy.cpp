@@ -1,0 +1,141 @@
+// fused_losses::cross_entropy and its variants on CUDA. See core/cross_entropy.h for the mathematics and
+// fused_losses/autograd/cross_entropy.py for how the variants make a differentiable function.
+#include <tuple>
+
+#include "../cross_entropy_problem.h"
+#include "device.h"
+
+namespace fused_losses::cuda {
+namespace {
+
+// One call: the problem, its stream and its denominators, which stay on the device.
+class Call : public CrossEntropyProblem {
+ public:
+  Call(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
+       const CrossEntropyOptions& options, bool wants_gradient)
+      : CrossEntropyProblem(logits, target, class_weight, options, wants_gradient), scope_(logits), scratch_(logits) {
+    if (class_weight.has_value() && params.target_kind == TargetKind::SmoothedIndex) {
+      sum_class_weights(params.target, scratch_.class_weight_sum(), stream());
+      params.device_class_weight_sum = scratch_.class_weight_sum();
+    }
+    if (options.reduction != Reduction::Mean) return;
+    if (is_probability()) {
+      divisor_ = static_cast<double>(params.num_positions);
+      params.gradient_scale = 1.0 / divisor_;
+    } else {
+      weigh_targets(params.target, params.num_positions, params.dtype, scratch_.mean(), scratch_.block_sums(),
+                    stream());
+      denominator_ = scratch_.mean().denominator;
+      params.device_gradient_scale = scratch_.mean().inverse;
+    }
+  }
+
+  Tensor new_gradient() {
+    Tensor gradient = empty_strided(sizes(), gradient_strides(), logits().scalar_type(), logits());
+    params.gradient = gradient.data_ptr();
+    return gradient;
+  }
+
+  // A gradient that this call's forward made.
+  void set_gradient(const Tensor& gradient) {
+    check_device(gradient, logits());
+    if (to_vector(gradient.sizes()) != sizes() || to_vector(gradient.strides()) != gradient_strides() ||
+        gradient.scalar_type() != logits().scalar_type()) {
+      refuse("the gradient is not that of this call");
+    }
+    params.gradient = gradient.data_ptr();
+  }
+
+  void run() const { cross_entropy(params, stream()); }
+
+  // Runs the forward and reduces the losses.
+  Tensor run_to_loss() {
+    if (options().reduction == Reduction::None) {
+      const Tensor losses = new_losses();
+      run();
+      return cast(losses, loss_type());
+    }
+    params.block_losses = scratch_.block_sums();
+    const int64_t count = cuda::cross_entropy(params, stream());
+    return reduced_loss(scratch_, count, divisor_, denominator_, loss_type(), logits(), stream());
+  }
+
+ private:
+  Stream stream() const { return scope_.stream(); }
+
+  DeviceScope scope_;
+  Scratch scratch_;
+  double divisor_ = 1;
+  const double* denominator_ = nullptr;
+};
+
+Tensor loss(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight, int64_t reduction,
+            int64_t ignore_index, double label_smoothing, bool promote) {
+  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
+  call.params.mode = CrossEntropyMode::Loss;
+  return call.run_to_loss();
+}
+
+std::tuple<Tensor, Tensor> with_gradient(const Tensor& logits, const Tensor& target,
+                                         const std::optional<Tensor>& class_weight, int64_t reduction,
+                                         int64_t ignore_index, double label_smoothing, bool promote) {
+  const Reduction kind = to_reduction(reduction);
+  if (kind == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
+  Call call(logits, target, class_weight, {kind, ignore_index, label_smoothing, promote}, true);
+  Tensor gradient = call.new_gradient();
+  call.params.mode = CrossEntropyMode::LossAndGradient;
+  Tensor loss = call.run_to_loss();
+  return {loss, gradient};
+}
+
+std::tuple<Tensor, Tensor> with_statistics(const Tensor& logits, const Tensor& target,
+                                           const std::optional<Tensor>& class_weight, int64_t reduction,
+                                           int64_t ignore_index, double label_smoothing, bool promote) {
+  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
+  call.params.mode = CrossEntropyMode::Loss;
+  const Tensor statistics = call.new_statistics();
+  return {call.run_to_loss(), statistics};
+}
+
+Tensor backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
+                const std::optional<Tensor>& class_weight, const Tensor& statistics, int64_t reduction,
+                int64_t ignore_index, double label_smoothing, bool promote) {
+  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);
+  call.set_backward(grad_output, statistics);
+  Tensor gradient = call.new_gradient();
+  call.run();
+  return gradient;
+}
+
+void backward_over_logits(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
+                          const std::optional<Tensor>& class_weight, const Tensor& statistics, int64_t reduction,
+                          int64_t ignore_index, double label_smoothing, bool promote) {
+  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
+  call.set_backward(grad_output, statistics);
+  call.overwrite_logits(logits);
+  call.run();
+}
+
+void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, const Tensor& logits, const Tensor& target,
+                      const std::optional<Tensor>& class_weight, int64_t reduction, int64_t ignore_index,
+                      double label_smoothing, bool promote) {
+  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);
+  call.set_grad_output(grad_output);
+  call.set_gradient(gradient);
+  call.params.mode = CrossEntropyMode::LossAndGradient;
+  call.run();
+}
+
+}  // namespace
+}  // namespace fused_losses::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(FUSED_LOSSES_LIBRARY, FUSED_LOSSES_DISPATCH_KEY, library) {
+  using namespace fused_losses::cuda;
+  library.impl("cross_entropy", TORCH_BOX(&loss));
+  library.impl("cross_entropy_forward", TORCH_BOX(&loss));
+  library.impl("cross_entropy_with_gradient", TORCH_BOX(&with_gradient));
+  library.impl("cross_entropy_with_statistics", TORCH_BOX(&with_statistics));
+  library.impl("cross_entropy_backward", TORCH_BOX(&backward));
+  library.impl("cross_entropy_backward_over_logits", TORCH_BOX(&backward_over_logits));
+  library.impl("cross_entropy_rescale_gradient", TORCH_BOX(&rescale_gradient));
+}
