@@ -1,16 +1,24 @@
-"""Builds fused_losses._C: operators on torch's stable ABI, CPU kernels compiled once per instruction set."""
+"""Builds fused_losses._C: operators on torch's stable ABI, CPU kernels compiled once per instruction set.
+
+Where torch is a CUDA build and nvcc is found, fused_losses._cuda<major version> is built too, a library of its own:
+    FUSED_LOSSES_CUDA=0     leave it out
+    FUSED_LOSSES_CUDA=1     fail where it cannot be built
+    TORCH_CUDA_ARCH_LIST    the architectures, as for every extension of torch: "8.0 9.0+PTX"
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pybind11
 import torch
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "fused_losses" / "_version.py").read_text().split('"')[1]
@@ -51,17 +59,104 @@ KERNEL_SOURCES = [
     "csrc/cpu/index_target.cpp",
     "csrc/cpu/nll_loss.cpp",
 ]
-SOURCES = [
-    "csrc/bindings.cpp",
-    "csrc/cpu/capability.cpp",
-    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "ops").glob("*.cpp")),
+
+
+def sources(folder: str, pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(pattern))
+
+
+SOURCES = ["csrc/bindings.cpp", "csrc/cpu/capability.cpp", *sources("ops", "*.cpp")]
+
+# What an operator needs on every device.
+PROBLEM_SOURCES = [
+    *sources("ops", "*_problem.cpp"),
+    "csrc/ops/class_layout.cpp",
+    "csrc/ops/index_target.cpp",
+    "csrc/ops/tensors.cpp",
 ]
+
+MACROS = [("TORCH_TARGET_VERSION", f"{TORCH_TARGET:#x}")]
+
+
+def nvcc_version() -> tuple[int, int] | None:
+    """The version of the nvcc in CUDA_HOME, which torch finds by the variable, by PATH or in its usual place."""
+    try:
+        output = subprocess.run(
+            [os.path.join(CUDA_HOME or "", "bin", "nvcc"), "--version"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    match = re.search(r"release (\d+)\.(\d+)", output.stdout)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def cuda_library_dirs() -> list[str]:
+    """Where nvcc's own libraries are, which it knows also where PATH has a script in its place."""
+    nvcc = os.path.join(CUDA_HOME or "", "bin", "nvcc")
+    output = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    match = re.search(r"TOP=(.+)", output.stderr)
+    folders = [os.path.join(match[1].strip(), name) for name in ("lib64", "lib")] if match else []
+    return [folder for folder in folders if os.path.isdir(folder)]
+
+
+def architecture_flags(nvcc: tuple[int, int]) -> list[str]:
+    """What to compile for: TORCH_CUDA_ARCH_LIST, or Ampere to Blackwell as far as this nvcc knows them."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if not listed:
+        known_since = {"8.0": (11, 0), "8.6": (11, 1), "9.0": (11, 8), "10.0": (12, 8), "12.0": (12, 8)}
+        listed = [architecture for architecture, version in known_since.items() if nvcc >= version]
+        listed[-1] += "+PTX"
+    flags = []
+    for entry in listed:
+        number = entry.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if entry.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def cuda_extensions() -> list[CUDAExtension]:
+    """The CUDA library, or nothing and a line that says why."""
+    wanted = os.environ.get("FUSED_LOSSES_CUDA", "")
+    if wanted == "0":
+        return []
+    nvcc = nvcc_version()
+    if torch.version.cuda is None:
+        obstacle = "this torch is not a CUDA build"
+    elif nvcc is None:
+        obstacle = "there is no nvcc on PATH or in CUDA_HOME"
+    elif nvcc[0] != int(torch.version.cuda.split(".")[0]):
+        obstacle = f"nvcc is of CUDA {nvcc[0]}.{nvcc[1]} and torch of CUDA {torch.version.cuda}"
+    else:
+        flags = architecture_flags(nvcc)
+        print(f"fused_losses: CUDA kernels are built with nvcc {nvcc[0]}.{nvcc[1]}: {' '.join(flags)}")
+        return [
+            CUDAExtension(
+                f"fused_losses._cuda{nvcc[0]}",
+                [*sources("cuda", "*.cu"), *sources("ops/cuda", "*.cpp"), *PROBLEM_SOURCES],
+                define_macros=[*MACROS, ("USE_CUDA", None)],
+                library_dirs=cuda_library_dirs(),
+                extra_compile_args={
+                    "cxx": COMPILE_FLAGS,
+                    "nvcc": ["-std=c++20", "-O3", "-Xcompiler=-fvisibility=hidden", "--threads=2", *flags],
+                },
+            )
+        ]
+    if wanted == "1":
+        raise SystemExit(f"fused_losses: FUSED_LOSSES_CUDA=1, but {obstacle}")
+    print(f"fused_losses: built for the CPU alone: {obstacle}")
+    return []
 
 
 class BuildWithCapabilities(BuildExtension):
     """Compiles the kernel sources once per instruction set and links all copies into the extension."""
 
     def build_extension(self, ext) -> None:
+        if ext.name == "fused_losses._C":
+            self.add_kernels(ext)
+        super().build_extension(ext)
+
+    def add_kernels(self, ext) -> None:
         for capability, flags in CAPABILITIES.items():
             objects = self.compiler.compile(
                 KERNEL_SOURCES,
@@ -72,7 +167,6 @@ class BuildWithCapabilities(BuildExtension):
                 depends=sorted(str(path) for path in (ROOT / "csrc").rglob("*.h")),
             )
             ext.extra_objects += [os.path.abspath(path) for path in objects]
-        super().build_extension(ext)
 
 
 if sys.platform == "win32":
@@ -86,12 +180,13 @@ setup(
             SOURCES,
             include_dirs=[pybind11.get_include()],
             define_macros=[
-                ("TORCH_TARGET_VERSION", f"{TORCH_TARGET:#x}"),
+                *MACROS,
                 ("FUSED_LOSSES_VERSION", f'"{VERSION}"'),
                 ("FUSED_LOSSES_TORCH_VERSION", f'"{torch.__version__}"'),
             ],
             extra_compile_args=COMPILE_FLAGS,
-        )
+        ),
+        *cuda_extensions(),
     ],
     cmdclass={"build_ext": BuildWithCapabilities},
 )

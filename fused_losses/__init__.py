@@ -5,6 +5,7 @@ The modules and functions have the names, arguments, defaults, numbers and error
 """
 
 from . import autograd, functional
+from ._cuda import is_cuda_available
 from ._version import __version__
 from .gradient_pool import gradient_pool_limit, limited_gradient_pool, set_gradient_pool_limit
 from .modules import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, NLLLoss
@@ -20,6 +21,7 @@ __all__ = [
     "convert",
     "functional",
     "gradient_pool_limit",
+    "is_cuda_available",
     "is_patched",
     "limited_gradient_pool",
     "patch",

@@ -2,7 +2,8 @@
 
 The operators under the losses' own names can be differentiated themselves (:func:`torch.library.register_autograd`),
 so that a graph that holds one has the right gradient. The variants (``_forward``, ``_with_gradient``,
-``_with_statistics``, ``_backward``, ``_over_logits``) are the Functions' building blocks and have no derivative.
+``_with_statistics``, ``_backward``, ``_over_logits``, ``_rescale_gradient``) are the Functions' building blocks and
+have no derivative.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C  # noqa: F401  loading it registers the operators
+from . import _C, _cuda  # noqa: F401  loading them registers the operators and their kernels
 
 _namespace = torch.ops.fused_losses
 
 _Loss = Callable[..., Tensor]
 _LossAndMore = Callable[..., tuple[Tensor, Tensor]]
-_Overwrite = Callable[..., None]
+_Overwrite = Callable[..., None]  # of a tensor that is given
 
 cross_entropy: _Loss = _namespace.cross_entropy.default
 cross_entropy_forward: _Loss = _namespace.cross_entropy_forward.default
@@ -43,6 +44,12 @@ binary_cross_entropy_with_logits_backward: _Loss = _namespace.binary_cross_entro
 binary_cross_entropy_with_logits_backward_over_logits: _Overwrite = (
     _namespace.binary_cross_entropy_with_logits_backward_over_logits.default
 )
+cross_entropy_rescale_gradient: _Overwrite = _namespace.cross_entropy_rescale_gradient.default
+binary_cross_entropy_rescale_gradient: _Overwrite = _namespace.binary_cross_entropy_rescale_gradient.default
+binary_cross_entropy_with_logits_rescale_gradient: _Overwrite = (
+    _namespace.binary_cross_entropy_with_logits_rescale_gradient.default
+)
+scale_gradient: _Overwrite = _namespace.scale_gradient.default
 elementary_function: _Loss = _namespace.elementary_function.default
 
 
@@ -93,7 +100,7 @@ def _fake_cross_entropy_backward(grad_output: Tensor, logits: Tensor, *others: A
 
 
 def _fake_overwrite(*arguments: Any) -> None:
-    """The gradient over the logits: no new tensor."""
+    """What is given is written over: no new tensor."""
 
 
 def _fake_nll_loss(
@@ -172,6 +179,10 @@ _FAKES: dict[Any, Callable[..., Any]] = {
     binary_cross_entropy_with_logits_backward: _fake_elementwise_backward,
     cross_entropy_backward_over_logits: _fake_overwrite,
     binary_cross_entropy_with_logits_backward_over_logits: _fake_overwrite,
+    cross_entropy_rescale_gradient: _fake_overwrite,
+    binary_cross_entropy_rescale_gradient: _fake_overwrite,
+    binary_cross_entropy_with_logits_rescale_gradient: _fake_overwrite,
+    scale_gradient: _fake_overwrite,
     elementary_function: lambda input, function: torch.empty_like(input),
 }
 

@@ -14,7 +14,7 @@ from torch.nn import _reduction as _Reduction
 from .autograd.binary_cross_entropy import fused_binary_cross_entropy
 from .autograd.binary_cross_entropy_with_logits import fused_binary_cross_entropy_with_logits
 from .autograd.cross_entropy import fused_cross_entropy
-from .autograd.eager import has_kernel, keeps_target_type, runs_eagerly
+from .autograd.eager import has_kernel, is_refused_by_autocast, keeps_target_type, runs_eagerly
 from .autograd.nll_loss import fused_nll_loss
 
 __all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss"]
@@ -199,7 +199,12 @@ def binary_cross_entropy(
 
     Source: the documentation of :class:`torch.nn.BCELoss`.
     """
-    if runs_eagerly() and has_kernel(input, target, weight) and keeps_target_type(target):
+    if (
+        runs_eagerly()
+        and has_kernel(input, target, weight)
+        and keeps_target_type(target)
+        and not is_refused_by_autocast(input)
+    ):
         code = _reduction_code(reduction, size_average, reduce)
         if code is not None:
             try:

@@ -6,6 +6,10 @@ the backward only scales it. It hangs on the context, not among the saved tensor
 needs to be intact for it; the backward drops it unless the graph is kept, and a second backward then finds the freed
 saved tensors and raises torch's usual error. Where the graph is kept a copy is handed out, because the caller may write
 into what it gets.
+
+Note [Gradient on a device]
+On a GPU the host does not know ``grad_output`` and must not wait for it: the device scales the gradient, and leaves it
+alone where ``grad_output`` is 1. A 16-bit gradient is computed anew from the logits instead: it is rounded once.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _ops
 from .eager import is_batched, runs_eagerly
 
 keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
@@ -40,11 +45,32 @@ def composite_gradients(
     return [next(gradients) if needed else None for needed in needs]
 
 
-def take_gradient(ctx: Any, grad_output: Tensor) -> Tensor | None:
-    """The gradient that the forward computed, times ``grad_output``; nothing where it must be computed anew."""
+def is_on_host(tensor: Tensor) -> bool:
+    """Whether the host can look at the tensor's values without waiting for a device."""
+    return tensor.is_cpu
+
+
+def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[[Tensor], None]) -> Tensor | None:
+    """The gradient that the forward computed, times ``grad_output``; nothing where it must be computed anew.
+
+    Args:
+        ctx: the Function's context, with the gradient or ``None``.
+        grad_output: of the scalar loss.
+        rescale: writes the gradient for ``grad_output`` over the one it is given; see Note [Gradient on a device].
+    """
     gradient: Tensor | None = ctx.gradient
     if gradient is None:
         return None
+    if not is_on_host(gradient):
+        if keeps_graph():
+            gradient = gradient.clone()
+        else:
+            ctx.gradient = None
+        if gradient.dtype.itemsize == 2:
+            rescale(gradient)
+        else:
+            _ops.scale_gradient(gradient, grad_output)
+        return gradient
     scale = grad_output.item()
     if gradient.dtype.itemsize == 2 and not _scales_exactly(gradient, scale):
         ctx.gradient = None

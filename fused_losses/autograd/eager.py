@@ -10,7 +10,10 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
+from .._cuda import is_cuda_available
+
 _PLAIN_TYPES = frozenset({Tensor, Parameter})
+_HAS_CUDA = is_cuda_available()
 
 _are_transforms_active = torch._C._are_functorch_transforms_active
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -57,15 +60,30 @@ def has_kernel(input: Tensor, target: Tensor, *constants: Tensor | None) -> bool
         target: class indices or probabilities.
         constants: class weights and the like.
     """
-    if type(input) not in _PLAIN_TYPES or not input.is_cpu or input.numel() == 0 or target is None:
+    if not _is_served(input) or input.numel() == 0 or target is None:
         return False
     grad_enabled = torch.is_grad_enabled()
     for tensor in (target, *constants):
         if tensor is None:
             continue
-        if type(tensor) not in _PLAIN_TYPES or not tensor.is_cpu or (grad_enabled and tensor.requires_grad):
+        if not _is_served(tensor) or (grad_enabled and tensor.requires_grad):
             return False
     return True
+
+
+def _is_served(tensor: Tensor) -> bool:
+    """Whether a kernel may read the tensor: no subclass, on a device that there are kernels for."""
+    return type(tensor) in _PLAIN_TYPES and (tensor.is_cpu or (_HAS_CUDA and tensor.is_cuda))
+
+
+def is_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device."""
+    return torch.is_autocast_enabled("cpu" if tensor.is_cpu else "cuda")
+
+
+def is_refused_by_autocast(input: Tensor) -> bool:
+    """Whether torch refuses losses of probabilities here: CUDA's autocast does, the CPU's does not."""
+    return not input.is_cpu and is_autocast(input)
 
 
 def keeps_target_type(target: Tensor) -> bool:
@@ -73,7 +91,7 @@ def keeps_target_type(target: Tensor) -> bool:
 
     Autocast makes the loss float32; so the kernels serve it only where the target is that already.
     """
-    return target.dtype.itemsize != 2 or not torch.is_autocast_enabled("cpu")
+    return target.dtype.itemsize != 2 or not is_autocast(target)
 
 
 def needs_gradient(input: Tensor) -> bool:
@@ -82,7 +100,7 @@ def needs_gradient(input: Tensor) -> bool:
 
 def promotes(input: Tensor) -> bool:
     """Whether autocast is on and computes a loss of this 16-bit input in float32."""
-    return torch.is_autocast_enabled("cpu") and input.dtype in (torch.bfloat16, torch.float16)
+    return is_autocast(input) and input.dtype in (torch.bfloat16, torch.float16)
 
 
 def saves_through_hooks() -> bool:
