@@ -6,25 +6,47 @@ import os
 # small tensor wait for the scheduler: the suite then takes five times as long. OpenMP reads this when torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import emulated_cuda
 import pytest
 import torch
 from hypothesis import settings
 
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+import fused_losses
+
+# "emulated": tensors of the CPU, the CUDA kernels run on the host. See emulated_cuda.py.
+DEVICES = ["cpu", "emulated", "cuda"] if torch.cuda.is_available() else ["cpu", "emulated"]
 
 settings.register_profile("reproducible", derandomize=True, deadline=None, print_blob=True, max_examples=250)
 settings.load_profile("reproducible")
 
 
 def pytest_report_header(config):
-    if torch.cuda.is_available():
-        return f"fused_losses: CUDA tests run on {torch.cuda.get_device_name()}"
-    return "fused_losses: CUDA tests are SKIPPED, torch sees no GPU here"
+    emulation = emulated_cuda.unavailable()
+    lines = [
+        "fused_losses: the CUDA kernels run under emulation"
+        if emulation is None
+        else f"fused_losses: the emulated CUDA tests are SKIPPED, {emulation}"
+    ]
+    if not torch.cuda.is_available():
+        lines.append("fused_losses: the tests on a GPU are SKIPPED, torch sees none here")
+    elif not fused_losses.is_cuda_available():
+        lines.append("fused_losses: on this GPU torch's own losses are tested, the CUDA kernels were not built")
+    else:
+        lines.append(f"fused_losses: the tests on a GPU run on {torch.cuda.get_device_name()}")
+    return lines
 
 
 @pytest.fixture(params=DEVICES)
-def device(request):
-    return request.param
+def device(request, monkeypatch):
+    """What a test passes on as `device`; with "emulated" the CUDA kernels compute on CPU tensors."""
+    if request.param != "emulated":
+        return request.param
+    if emulated_cuda.unavailable() is not None:
+        pytest.skip(f"no emulation: {emulated_cuda.unavailable()}")
+    if request.node.get_closest_marker("slow") is not None:
+        pytest.skip("gigabytes under emulation would take hours")
+    emulated_cuda.use(monkeypatch, request.node.nodeid)
+    return "cpu"
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,111 @@
+"""The CUDA kernels and operators on the host: their sources, compiled against tests/cuda/emulation.
+
+The operators come as ``torch.ops.fused_losses_emulated.*`` and take CPU tensors. With :func:`use` they stand in for the
+package's own, so that a test of the losses becomes a test of the CUDA kernels, of the operators around them and of the
+way through autograd that GPU tensors take.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import include_paths
+
+from fused_losses import _ops
+from fused_losses.autograd import backward
+
+ROOT = Path(__file__).parents[1]
+EMULATION = ROOT / "tests" / "cuda" / "emulation"
+BUILD = ROOT / "build" / "emulated_cuda"
+COMPILER = shlex.split(os.environ.get("CXX", "g++"))
+FLAGS = [
+    *("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
+    *("-Wno-unused-parameter", "-Wno-unknown-pragmas"),
+    *("-DFUSED_LOSSES_EMULATED", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
+    f"-I{EMULATION}",
+    *(f"-isystem{path}" for path in include_paths()),
+]
+KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+OPERATORS = [
+    *sorted((ROOT / "csrc" / "ops" / "cuda").glob("*.cpp")),
+    *sorted((ROOT / "csrc" / "ops").glob("*_problem.cpp")),
+    *(ROOT / "csrc" / "ops" / f"{name}.cpp" for name in ("class_layout", "index_target", "tensors")),
+    EMULATION / "library.cpp",
+]
+ORDERS = ["ascending", "descending", "random", "warps"]
+
+
+@cache
+def unavailable() -> str | None:
+    """Why there is no emulation here, or nothing."""
+    if sys.platform != "linux":
+        return "it switches stacks as Linux allows"
+    if shutil.which(COMPILER[0]) is None:
+        return f"there is no compiler {COMPILER[0]}"
+    return None
+
+
+def newest(paths: list[Path]) -> float:
+    return max(path.stat().st_mtime for path in paths)
+
+
+def build() -> Path:
+    """The library; what has not changed is not compiled again."""
+    library = BUILD / f"emulated_cuda-torch{torch.__version__}.so"
+    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh"), *EMULATION.glob("*.h"), Path(__file__)]
+    newest_header = newest(headers)
+
+    def compile_source(source: Path) -> Path:
+        relative = source.relative_to(ROOT).with_suffix(".o")
+        target = BUILD / torch.__version__ / relative
+        if target.exists() and target.stat().st_mtime > max(newest_header, source.stat().st_mtime):
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        run([*COMPILER, *FLAGS, "-x", "c++", "-c", str(source), "-o", str(target)])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        objects = list(pool.map(compile_source, [*KERNELS, *OPERATORS]))
+    if not library.exists() or library.stat().st_mtime < newest(objects):
+        torch_libraries = Path(torch.__file__).parent / "lib"
+        links = [f"-L{torch_libraries}", "-ltorch_cpu", "-lc10", "-ltorch"]
+        run([*COMPILER, "-shared", *map(str, objects), "-o", str(library), *links])
+    return library
+
+
+def run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"{shlex.join(command)}\n{result.stderr[-4000:]}")
+
+
+@cache
+def load() -> ctypes.CDLL:
+    library = build()
+    torch.ops.load_library(library)
+    return ctypes.CDLL(str(library))
+
+
+def operator_names() -> list[str]:
+    """The losses' operators, by their names in fused_losses._ops."""
+    operators = {name: value for name, value in vars(_ops).items() if isinstance(value, torch._ops.OpOverload)}
+    return [name for name in operators if not name.startswith("_") and name != "elementary_function"]
+
+
+def use(monkeypatch, test_name: str) -> None:
+    """Let the emulated operators stand in for the package's own. Each test has an order of execution of its own."""
+    number = zlib.crc32(test_name.encode())
+    load().fused_losses_emulation_set_order(number % len(ORDERS), ctypes.c_uint64(number))
+    for name in operator_names():
+        monkeypatch.setattr(_ops, name, getattr(torch.ops.fused_losses_emulated, name).default)
+    monkeypatch.setattr(backward, "is_on_host", lambda tensor: False)
