@@ -9,7 +9,8 @@ into what it gets.
 
 Note [Gradient on a device]
 On a GPU the host does not know ``grad_output`` and must not wait for it: the device scales the gradient, and leaves it
-alone where ``grad_output`` is 1. A 16-bit gradient is computed anew from the logits instead: it is rounded once.
+alone where ``grad_output`` is 1. A 16-bit gradient is computed anew from the logits instead and is rounded once;
+only where the logits were modified since, which torch allows here, it is scaled like the others.
 """
 
 from __future__ import annotations
@@ -50,13 +51,14 @@ def is_on_host(tensor: Tensor) -> bool:
     return tensor.is_cpu
 
 
-def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[[Tensor], None]) -> Tensor | None:
+def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[..., None]) -> Tensor | None:
     """The gradient that the forward computed, times ``grad_output``; nothing where it must be computed anew.
 
     Args:
         ctx: the Function's context, with the gradient or ``None``.
         grad_output: of the scalar loss.
-        rescale: writes the gradient for ``grad_output`` over the one it is given; see Note [Gradient on a device].
+        rescale: ``rescale(grad_output, gradient, *saved_tensors)`` computes the gradient anew in its place; see Note
+            [Gradient on a device].
     """
     gradient: Tensor | None = ctx.gradient
     if gradient is None:
@@ -66,8 +68,9 @@ def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[[Tensor], Non
             gradient = gradient.clone()
         else:
             ctx.gradient = None
-        if gradient.dtype.itemsize == 2:
-            rescale(gradient)
+        saved = _saved_intact(ctx) if gradient.dtype.itemsize == 2 else None
+        if saved is not None:
+            rescale(grad_output, gradient, *saved)
         else:
             _ops.scale_gradient(gradient, grad_output)
         return gradient
@@ -79,6 +82,15 @@ def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[[Tensor], Non
         return gradient * scale
     ctx.gradient = None
     return gradient if scale == 1 else gradient.mul_(scale)
+
+
+def _saved_intact(ctx: Any) -> tuple[Tensor | None, ...] | None:
+    """The saved tensors; nothing where one of them was modified in place since."""
+    try:
+        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
+    except RuntimeError:
+        return None
+    return saved
 
 
 def _scales_exactly(gradient: Tensor, scale: float) -> bool:

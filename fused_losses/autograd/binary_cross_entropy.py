@@ -52,14 +52,14 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
         if needs_composite(ctx, grad_output):
             loss_function = partial(_composite, ctx.reduction)
             return (*composite_gradients(ctx, loss_function, ctx.saved_tensors, grad_output), None)
-        gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx, grad_output))
+        gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx.reduction))
         if gradient is None:
             gradient = _ops.binary_cross_entropy_backward(grad_output, *ctx.saved_tensors, ctx.reduction)
         return gradient, None, None, None
 
 
-def _rescale(ctx: Any, grad_output: Tensor, gradient: Tensor) -> None:
-    _ops.binary_cross_entropy_rescale_gradient(grad_output, gradient, *ctx.saved_tensors, ctx.reduction)
+def _rescale(reduction: int, grad_output: Tensor, gradient: Tensor, *saved: Tensor | None) -> None:
+    _ops.binary_cross_entropy_rescale_gradient(grad_output, gradient, *saved, reduction)
 
 
 def _composite(reduction: int, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:

@@ -66,7 +66,7 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
         if needs_composite(ctx, grad_output):
             loss_function = partial(_composite, ctx.reduction)
             return (*composite_gradients(ctx, loss_function, ctx.saved_tensors, grad_output), None, None)
-        gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx, grad_output))
+        gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx.reduction))
         if gradient is None:
             saved = ctx.saved_tensors
             arguments = (grad_output, *saved, ctx.reduction)
@@ -78,8 +78,8 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
         return gradient, None, None, None, None, None
 
 
-def _rescale(ctx: Any, grad_output: Tensor, gradient: Tensor) -> None:
-    _ops.binary_cross_entropy_with_logits_rescale_gradient(grad_output, gradient, *ctx.saved_tensors, ctx.reduction)
+def _rescale(reduction: int, grad_output: Tensor, gradient: Tensor, *saved: Tensor | None) -> None:
+    _ops.binary_cross_entropy_with_logits_rescale_gradient(grad_output, gradient, *saved, reduction)
 
 
 def _composite(

@@ -78,7 +78,7 @@ class CrossEntropyFunction(torch.autograd.Function):
             )
             gradients = composite_gradients(ctx, loss_function, (logits, target, class_weight), grad_output)
             return (*gradients, None, None, None, None, None)
-        gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx, grad_output))
+        gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx.options))
         if gradient is None:
             logits, target, class_weight, statistics = ctx.saved_tensors
             if statistics is None:
@@ -91,9 +91,16 @@ class CrossEntropyFunction(torch.autograd.Function):
         return gradient, None, None, None, None, None, None, None
 
 
-def _rescale(ctx: Any, grad_output: Tensor, gradient: Tensor) -> None:
-    logits, target, class_weight, _ = ctx.saved_tensors
-    _ops.cross_entropy_rescale_gradient(grad_output, gradient, logits, target, class_weight, *ctx.options)
+def _rescale(
+    options: tuple[Any, ...],
+    grad_output: Tensor,
+    gradient: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    _statistics: None,
+) -> None:
+    _ops.cross_entropy_rescale_gradient(grad_output, gradient, logits, target, class_weight, *options)
 
 
 def _composite(
