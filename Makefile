@@ -11,17 +11,22 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
-SOURCES = setup.py pyproject.toml fused_losses/_version.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
-CXX_FILES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+CXX_FILES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh csrc/*/*/*.cpp csrc/*/*/*.h)
+CXX_TESTS = $(wildcard tests/cuda/emulation/*.cpp tests/cuda/emulation/*.h)
+SOURCES = setup.py pyproject.toml fused_losses/_version.py $(CXX_FILES)
 PYTHON_FILES = setup.py fused_losses tests benchmarks examples
 
-.PHONY: demo test bench lint format clean install
+.PHONY: demo test memcheck bench lint format clean install
 
 demo: install
 	$(VENV)/bin/python -m examples
 
 test: install
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# On a GPU, with compute-sanitizer from the CUDA toolkit.
+memcheck: install
+	compute-sanitizer --error-exitcode 1 $(VENV)/bin/python -m pytest tests/functional tests/cuda/test_on_gpu.py -k "cuda" -x
 
 bench: install
 	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
@@ -30,12 +35,12 @@ lint: install
 	$(VENV)/bin/ruff check $(PYTHON_FILES)
 	$(VENV)/bin/ruff format --check $(PYTHON_FILES)
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES) $(CXX_TESTS)
 
 format: install
 	$(VENV)/bin/ruff check --fix $(PYTHON_FILES)
 	$(VENV)/bin/ruff format $(PYTHON_FILES)
-	$(VENV)/bin/clang-format -i $(CXX_FILES)
+	$(VENV)/bin/clang-format -i $(CXX_FILES) $(CXX_TESTS)
 
 install: $(VENV)/.installed
 
