@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks.cases import DTYPES, GRID, Case, select
+from benchmarks.cases import DTYPES, Case, grid, select
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results"
 
@@ -15,7 +15,7 @@ Times fused_losses against torch eager and torch.compile: forward, forward + bac
 Each case runs in its own process; inside it the contenders take turns, sample by sample. Beside them runs the case's
 floor: a warm read of the logits (forward), or a warm copy of them (forward + backward). Results go to the screen and,
 as JSON and SVG plots, to the output folder: full.json, or quick.json with --quick, or filtered.json where --filter or
---dtype left some cases out.
+--dtype left some cases out; on a GPU cuda-full.json and so on. docs/benchmarking_gpu.md tells what is different there.
 """
 
 EXAMPLES = """\
@@ -24,6 +24,7 @@ examples:
   python -m benchmarks --quick --no-compile                     does everything still run?
   python -m benchmarks --filter cross_entropy-4096x32000        four cases
   python -m benchmarks --filter 8192x1000 --threads 1 --threads 2
+  python -m benchmarks --device cuda --filter 50257             one of the cases that only a GPU gets
   python -m benchmarks --markdown benchmarks/results/full.json  the README's tables
 """
 
@@ -50,6 +51,9 @@ def parser() -> argparse.ArgumentParser:
         help="small cells, few repetitions, under a minute; without --filter only a handful of cases",
     )
     what.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    what.add_argument(
+        "--no-peers", action="store_true", help="on cuda: leave out liger-kernel and the others of benchmarks/peers.py"
+    )
     what.add_argument("--list", action="store_true", help="print the names of the cases and stop")
 
     how = cli.add_argument_group("how")
@@ -101,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(path)
         return 0
 
-    cases = select(options.filter, options.dtype, quick=options.quick)
+    cases = select(options.filter, options.dtype, device=options.device, quick=options.quick)
     if not cases:
         cli.error("no case matches; --list prints their names")
     if options.list:
@@ -109,11 +113,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.device == "cuda" and options.allocator not in (None, "default"):
         cli.error("--allocator is about CPU memory")
+    if options.device == "cuda":
+        from benchmarks.cuda_device import why_unusable
+
+        if reason := why_unusable():
+            cli.error(f"--device cuda: {reason}")
     return _measure(options, cases)
 
 
 def _measure(options: argparse.Namespace, cases: list[Case]) -> int:
     from benchmarks import machine, plots, report, results
+    from benchmarks.cuda_device import split_by_free_memory
     from benchmarks.request import Allocator, requests
     from benchmarks.runner import run_all
 
@@ -127,7 +137,12 @@ def _measure(options: argparse.Namespace, cases: list[Case]) -> int:
         "results": [],
         "failures": [],
     }
-    stem = "quick" if options.quick else "full" if len(cases) == len(GRID) else "filtered"
+    stem = "quick" if options.quick else "full" if len(cases) == len(grid(options.device)) else "filtered"
+    too_large: list[Case] = []
+    if options.device == "cuda":
+        stem = f"cuda-{stem}"
+        if not options.quick:
+            cases, too_large = split_by_free_memory(cases)
     json_path = options.output / f"{stem}.json"
 
     def keep(result: results.CaseResult) -> None:
@@ -137,6 +152,10 @@ def _measure(options: argparse.Namespace, cases: list[Case]) -> int:
     console = report.make_console(sys.stdout.isatty())
     if warning := machine.busy_warning(run["machine"]):
         console.print(warning, style="yellow")
+    for case in too_large:
+        console.print(
+            f"left out: {case.name} needs about {case.gpu_bytes / 1e9:.1f} GB of free GPU memory", style="yellow"
+        )
     run_all(
         requests(
             cases,
@@ -144,6 +163,7 @@ def _measure(options: argparse.Namespace, cases: list[Case]) -> int:
             allocators=allocators[allocator],
             threads=options.threads or [None],
             with_compile=not options.no_compile,
+            with_peers=options.device == "cuda" and not options.no_peers,
             quick=options.quick,
             min_seconds=min_seconds,
         ),

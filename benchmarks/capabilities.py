@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.cpu_device import CpuDevice
 from benchmarks.measure import Task, measure_interleaved
 from fused_losses import _C, _ops
 
@@ -54,7 +55,7 @@ def calls() -> dict[str, tuple[Callable[[], object], int]]:
 def nanoseconds_per_element(call: Callable[[], object], numel: int, capabilities: list[str]) -> dict[str, float]:
     """Medians of interleaved samples, for each instruction set."""
     tasks = {name: Task([call], before_sample=partial(_C.set_cpu_capability, name)) for name in capabilities}
-    measurements = measure_interleaved(tasks, "cpu", min_seconds_per_task=MIN_SECONDS, min_rounds=MIN_ROUNDS)
+    measurements = measure_interleaved(tasks, CpuDevice(), min_seconds_per_task=MIN_SECONDS, min_rounds=MIN_ROUNDS)
     return {name: measurement.median * 1e9 / numel for name, measurement in measurements.items()}
 
 

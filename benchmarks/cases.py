@@ -16,6 +16,9 @@ DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 
 # Large enough that memory traffic, not the cost of a call, is what a loss is made of.
 LARGE_NUMEL = 8_000_000
+# The logits, their gradient, the floor's memory, copies of the logits for those who overwrite them, and what torch
+# eager takes beside its gradient come to eight times the logits.
+LOGITS_SIZES_ON_GPU = 10
 # A shrunk cell of --quick: every code path runs, in about a millisecond.
 QUICK_NUMEL = 2**19
 
@@ -59,6 +62,11 @@ class Case:
     def gradient_may_overwrite_logits(self) -> bool:
         """Whether writing the gradient over the logits is worth a contender of its own."""
         return self.loss == "cross_entropy" and not self.probability_target and math.prod(self.shape) >= LARGE_NUMEL
+
+    @property
+    def gpu_bytes(self) -> int:
+        """About the memory that a GPU needs for the case, all contenders and inputs included."""
+        return LOGITS_SIZES_ON_GPU * math.prod(self.shape) * (4 if self.dtype == "float32" else 2)
 
     def shrunk(self) -> "Case":
         """The same case with fewer rows, and nothing else changed."""
@@ -108,6 +116,13 @@ def _grid() -> Iterator[Case]:
 
 GRID: tuple[Case, ...] = tuple(_grid())
 
+# A GPU gets the same, and batches as a language model has them on one: GPT-2's odd number of classes, whose rows begin
+# at no vector's boundary, Llama 3's, Llama 2's.
+GPU_GRID: tuple[Case, ...] = (
+    *GRID,
+    *(Case("cross_entropy", shape, "bfloat16") for shape in ((8192, 50257), (4096, 128256), (32768, 32000))),
+)
+
 # Few enough that --quick ends within a minute although each compiles twice, and yet every kind of measurement: 16 bits
 # and in-place, a strided class axis, a target to read.
 QUICK_GRID: tuple[Case, ...] = (
@@ -118,17 +133,23 @@ QUICK_GRID: tuple[Case, ...] = (
 
 
 def find(name: str) -> Case:
-    """The case of the grid with this name."""
-    for case in GRID:
+    """The case of either grid with this name."""
+    for case in GPU_GRID:
         if case.name == name:
             return case
     raise KeyError(f"no benchmark case is called {name!r}; python -m benchmarks --list prints them")
 
 
-def select(filters: Iterable[str] = (), dtypes: Iterable[str] = (), *, quick: bool = False) -> list[Case]:
+def grid(device: str) -> tuple[Case, ...]:
+    return GPU_GRID if device == "cuda" else GRID
+
+
+def select(
+    filters: Iterable[str] = (), dtypes: Iterable[str] = (), *, device: str = "cpu", quick: bool = False
+) -> list[Case]:
     """Cases whose name has one of the substrings and whose dtype is listed; nothing given means all of them."""
     filters, dtypes = tuple(filters), tuple(dtypes)
-    candidates = QUICK_GRID if quick and not filters else GRID
+    candidates = QUICK_GRID if quick and not filters else grid(device)
     return [
         case
         for case in candidates

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import fused_losses.functional
 from benchmarks.cases import Loss
 from benchmarks.inputs import Inputs
 from benchmarks.measure import Task
-from benchmarks.results import Pass
+from benchmarks.results import PASSES, Pass
 
 LossFunction = Callable[..., Tensor]
 
@@ -29,16 +30,16 @@ class Contender:
 def contenders(loss: Loss, rotation: Sequence[Inputs], *, with_compile: bool, with_inplace: bool) -> list[Contender]:
     """The contenders for a loss; eager, the reference, comes first. What fused_losses does not offer is left out."""
     eager: LossFunction = getattr(torch.nn.functional, loss)
-    entries = [_contender("eager", [_bind(eager, inputs) for inputs in rotation], rotation)]
+    entries = [preserving_contender("eager", eager, rotation)]
     if with_compile:
-        compiled = _compiled(eager)
-        entries.append(_contender("compile", [_bind(compiled, inputs) for inputs in rotation], rotation))
+        entries.append(preserving_contender("compile", _compiled(eager), rotation))
 
     fused: LossFunction | None = getattr(fused_losses.functional, loss, None)
     if fused is not None:
-        entries.append(_contender("fused", [_bind(fused, inputs) for inputs in rotation], rotation))
+        entries.append(preserving_contender("fused", fused, rotation))
         if with_inplace and "inplace_gradient" in inspect.signature(fused).parameters:
-            entries.append(_inplace_contender(fused, rotation[0]))
+            inplace = partial(fused, inplace_gradient=True)
+            entries.append(overwriting_contender("fused in-place", inplace, rotation, ("forward_backward",)))
     return entries
 
 
@@ -60,12 +61,14 @@ def _bind(function: LossFunction, inputs: Inputs) -> LossFunction:
     return loss_of
 
 
-def _contender(name: str, losses: Sequence[LossFunction], rotation: Sequence[Inputs]) -> Contender:
+def preserving_contender(name: str, function: LossFunction, rotation: Sequence[Inputs]) -> Contender:
+    """One that leaves the logits as they are."""
+
     def forget_gradients() -> None:
         for inputs in rotation:
             inputs.logits.grad = None
 
-    pairs = list(zip(losses, rotation, strict=True))
+    pairs = [(_bind(function, inputs), inputs) for inputs in rotation]
     forward = Task([_forward(loss_of, inputs.logits.detach()) for loss_of, inputs in pairs])
     # Returning hundreds of MB of the last gradient to the system is no part of this step, hence `before_sample`.
     step = Task([_forward_backward(loss_of, inputs.logits) for loss_of, inputs in pairs], forget_gradients)
@@ -90,21 +93,37 @@ def _forward_backward(loss_of: LossFunction, logits: Tensor) -> Callable[[], Any
     return forward_backward
 
 
-def _inplace_contender(fused: LossFunction, inputs: Inputs) -> Contender:
-    # The gradient takes the logits' place, so every call needs new logits, which only a non-leaf can give up. They are
-    # cloned outside the timed region, as the layer before the loss would have made them anyway.
-    logits: list[Tensor] = []
+def overwriting_contender(
+    name: str, function: LossFunction, rotation: Sequence[Inputs], passes: Sequence[Pass] = PASSES
+) -> Contender:
+    """One that destroys the logits in these passes, for one with the gradient that takes their place."""
+    # Every call needs new logits, and only a non-leaf can give them up. They are cloned outside the timed region, as
+    # the layer before the loss would have made them anyway.
+    copies: list[Tensor] = []
 
     def renew_logits() -> None:
-        logits.clear()  # first, so that two copies never stand in memory together
-        logits.append(inputs.logits.clone())
+        copies.clear()  # first, so that two copies never stand in memory together
+        copies.extend(inputs.logits.clone() for inputs in rotation)
 
-    def forward_backward() -> tuple[Tensor, Tensor]:
-        loss = fused(logits[0], inputs.target, **inputs.options, inplace_gradient=True)
+    def forward(index: int, loss_of: LossFunction) -> Tensor:
+        with torch.no_grad():
+            return loss_of(copies[index])
+
+    def forward_backward(index: int, loss_of: LossFunction) -> tuple[Tensor, Tensor]:
+        loss = loss_of(copies[index])
         # Asked for by name: `.backward()` would go on to the leaf and might copy the gradient there.
-        (gradient,) = torch.autograd.grad(loss, logits)
+        (gradient,) = torch.autograd.grad(loss, copies[index])
         return loss, gradient
 
+    losses = [_bind(function, inputs) for inputs in rotation]
+    steps: dict[Pass, Callable[[int, LossFunction], object]] = {
+        "forward": forward,
+        "forward_backward": forward_backward,
+    }
     return Contender(
-        "fused in-place", {"forward_backward": Task([forward_backward], renew_logits, one_call_per_sample=True)}
+        name,
+        {
+            which: Task([partial(steps[which], *pair) for pair in enumerate(losses)], renew_logits, each_call_once=True)
+            for which in passes
+        },
     )

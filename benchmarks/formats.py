@@ -19,6 +19,18 @@ def ratio(value: float | None) -> str:
     return f"{value:.{0 if value >= 99.5 else 1 if value >= 0.995 else 2}f}x"
 
 
+def percentage_of_floor(times_floor: float | None) -> str:
+    """The speed against the floor's."""
+    return ABSENT if times_floor is None else f"{1 / times_floor:.0%}"
+
+
+def gigabytes(speed: float | None) -> str:
+    """GB/s (10^9 bytes) as a whole number, small ones with two digits."""
+    if speed is None:
+        return ABSENT
+    return f"{speed:.0f}" if speed >= 9.95 else f"{speed:.2g}"
+
+
 def peak_megabytes(result: CaseResult, contender: str, which: Pass) -> str:
     if not takes_part(result, contender, which):
         return ABSENT

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case
+from benchmarks.device import Device
 
-# Several times the 50 MB second-level cache of the largest current GPU: a tensor seen this many bytes ago is cold.
-GPU_COLD_BYTES = 256 * 2**20
+# Where so many do not reach `cold_bytes`, the cost of a call is what is timed and caches do not matter.
+MAX_INPUTS = 256
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,8 @@ def _target(case: Case, logits: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(case.shape[1], index_shape, device=logits.device, generator=generator)
 
 
-def build_rotation(case: Case, device: str) -> list[Inputs]:
-    """The inputs to call with in turn.
-
-    One on the CPU: its last-level cache is as warm in training, where the logits were just written. On a GPU a loop
-    over one small tensor would time the second-level cache, so it gets enough copies to wash that out.
-    """
-    if device == "cpu":
-        return [build(case, device)]
-    first = build(case, device)
-    copies = min(16, math.ceil(GPU_COLD_BYTES / first.logits_bytes))
-    return [first, *(build(case, device, seed) for seed in range(1, copies))]
+def build_rotation(case: Case, device: Device) -> list[Inputs]:
+    """The inputs to call with in turn, together `device.cold_bytes` large: Note [Cold caches] in `cuda_device.py`."""
+    first = build(case, device.tensors)
+    count = min(MAX_INPUTS, math.ceil(device.cold_bytes / first.logits_bytes))
+    return [first, *(build(case, device.tensors, seed) for seed in range(1, count))]

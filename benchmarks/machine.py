@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_machine import describe_gpu
 from fused_losses import _C
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +38,7 @@ def describe(device: str) -> dict[str, Any]:
         "gpu": None,
     }
     if device == "cuda":
-        description["gpu"] = torch.cuda.get_device_name()
+        description |= {"gpu": torch.cuda.get_device_name(), "gpu_details": describe_gpu()}
     return description
 
 

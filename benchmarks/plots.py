@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.results import (
     CONTENDER_NAMES,
+    FLOORS,
     PASS_TITLES,
     PASSES,
     CaseResult,
@@ -24,8 +25,17 @@ from benchmarks.results import (
 )
 
 # Okabe and Ito's palette: told apart with any colour vision.
-COLOURS = {"eager": "#999999", "compile": "#56B4E9", "fused": "#D55E00", "fused in-place": "#E69F00"}
-BAR_HEIGHT = 0.2  # of the distance between two cases
+COLOURS = {
+    "eager": "#999999",
+    "compile": "#56B4E9",
+    "fused": "#D55E00",
+    "fused in-place": "#E69F00",
+    "liger-kernel": "#009E73",
+    "quack-kernels": "#0072B2",
+    "flash-attn": "#CC79A7",
+    "apex": "#F0E442",
+}
+ALL_BARS_HEIGHT = 0.8  # of the distance between two cases
 INCHES_PER_CASE = 0.45
 
 
@@ -50,7 +60,8 @@ def draw(report: Report, directory: Path, stem: str) -> list[Path]:
     for allocator, threads in settings:
         path = directory / f"{stem}-time_over_floor-{allocator}-{threads}_threads.svg"
         title = f"Time as a multiple of the floor ({allocator} allocator, threads: {threads})"
-        _draw(_under(report, allocator, threads), [_time_panel(which) for which in PASSES], title, path)
+        results = _under(report, allocator, threads)
+        _draw(results, [_time_panel(which, results[0]["device"]) for which in PASSES], title, path)
         written.append(path)
     if settings:
         # Bytes asked of the allocator depend neither on how it maps them nor on the threads: one setting shows all.
@@ -64,11 +75,10 @@ def _under(report: Report, allocator: str, threads: int) -> list[CaseResult]:
     return [r for r in report["results"] if r["allocator"] == allocator and r["threads"] == threads]
 
 
-def _time_panel(which: Pass) -> Panel:
-    floor = "read" if which == "forward" else "copy"
+def _time_panel(which: Pass, device: str) -> Panel:
     return Panel(
         PASS_TITLES[which],
-        f"time / that of a warm {floor} of the same bytes (log scale)",
+        f"time / that of a {FLOORS[device][which]} of the same bytes (log scale)",
         "log",
         "{:.3g}",
         lambda result, contender: times_floor(result, contender, which),
@@ -100,13 +110,15 @@ def _draw(results: Sequence[CaseResult], panels: Sequence[Panel], title: str, pa
 
 
 def _draw_panel(axis: Axes, panel: Panel, results: Sequence[CaseResult]) -> None:
-    for position, contender in enumerate(CONTENDER_NAMES):
+    present = [name for name in CONTENDER_NAMES if any(name in result["contenders"] for result in results)]
+    height = ALL_BARS_HEIGHT / len(present)
+    for position, contender in enumerate(present):
         values = [panel.value(result, contender) for result in results]
         if all(value is None for value in values):
             continue
         widths = [np.nan if value is None else value for value in values]  # NaN draws no bar
-        centres = np.arange(len(results)) + (position - (len(CONTENDER_NAMES) - 1) / 2) * BAR_HEIGHT
-        bars = axis.barh(centres, widths, BAR_HEIGHT, label=contender, color=COLOURS[contender])
+        centres = np.arange(len(results)) + (position - (len(present) - 1) / 2) * height
+        bars = axis.barh(centres, widths, height, label=contender, color=COLOURS[contender])
         axis.bar_label(
             bars, ["" if value is None else panel.number.format(value) for value in values], padding=2, fontsize=6
         )

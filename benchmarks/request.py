@@ -24,6 +24,7 @@ class Request:
     quick: bool
     min_seconds: float  # of measuring, for each contender and pass, on average
     min_rounds: int
+    with_peers: bool = False
 
 
 def requests(
@@ -33,13 +34,22 @@ def requests(
     allocators: Sequence[Allocator],
     threads: Sequence[int | None],
     with_compile: bool,
+    with_peers: bool,
     quick: bool,
     min_seconds: float,
 ) -> list[Request]:
     """Every case under every setting, the settings of a case next to each other."""
     return [
         Request(
-            case.name, device, allocator, num_threads, with_compile, quick, min_seconds, min_rounds=3 if quick else 9
+            case.name,
+            device,
+            allocator,
+            num_threads,
+            with_compile,
+            quick,
+            min_seconds,
+            min_rounds=3 if quick else 9,
+            with_peers=with_peers,
         )
         for case, num_threads, allocator in itertools.product(cases, threads, allocators)
     ]

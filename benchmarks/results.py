@@ -1,6 +1,7 @@
 """What a run leaves behind: the JSON's layout, and the ratios that every table and plot derives from it."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -8,7 +9,14 @@ Pass = Literal["forward", "forward_backward"]
 PASSES: tuple[Pass, ...] = ("forward", "forward_backward")
 PASS_TITLES: dict[Pass, str] = {"forward": "forward", "forward_backward": "forward + backward"}
 
-CONTENDER_NAMES = ("eager", "compile", "fused", "fused in-place")
+PEER_NAMES = ("liger-kernel", "quack-kernels", "flash-attn", "apex")  # `peers.py`
+CONTENDER_NAMES = ("eager", "compile", "fused", "fused in-place", *PEER_NAMES)
+
+# What the floor of a device is: `floor.py`.
+FLOORS: dict[str, dict[Pass, str]] = {
+    "cpu": {"forward": "warm read", "forward_backward": "warm copy"},
+    "cuda": {"forward": "device copy", "forward_backward": "device copy"},
+}
 
 
 class Summary(TypedDict):
@@ -38,8 +46,11 @@ class CaseResult(TypedDict):
     allocator: str
     threads: int
     logits_bytes: int
+    inputs_in_rotation: int
+    bytes_moved: dict[Pass, int]  # by a loss that moves no more than it must
     floor: dict[Pass, Summary]
     contenders: dict[str, ContenderResult]
+    absent: dict[str, str]  # peers that did not take part, and why
 
 
 class Failure(TypedDict):
@@ -79,6 +90,11 @@ def median_seconds(result: CaseResult, contender: str, which: Pass) -> float | N
     return summary["median_s"] if summary else None
 
 
+def rivals(result: CaseResult, which: Pass) -> list[str]:
+    """Whom fused_losses must be faster than: torch's two ways, and the peers that took part."""
+    return ["eager", "compile", *(name for name in PEER_NAMES if takes_part(result, name, which))]
+
+
 def fused_speedup(result: CaseResult, which: Pass, *rivals: str) -> float | None:
     """How many times faster fused_losses is than the best of the rivals; None if one of them is missing."""
     fused = median_seconds(result, "fused", which)
@@ -93,6 +109,17 @@ def times_floor(result: CaseResult, contender: str, which: Pass) -> float | None
     """The contender's median as a multiple of the floor's."""
     seconds = median_seconds(result, contender, which)
     return None if seconds is None else seconds / result["floor"][which]["median_s"]
+
+
+def gigabytes_per_second(result: CaseResult, contender: str, which: Pass) -> float | None:
+    """The bytes that the loss must move over the contender's median; `floor` is a contender here."""
+    seconds = result["floor"][which]["median_s"] if contender == "floor" else median_seconds(result, contender, which)
+    return None if seconds is None else result["bytes_moved"][which] / seconds / 1e9
+
+
+def absences(report: Report) -> dict[tuple[str, str], int]:
+    """Each peer and reason, and in how many cases the peer was absent for it."""
+    return Counter(absence for result in report["results"] for absence in result.get("absent", {}).items())
 
 
 def peak_extra_bytes(result: CaseResult, contender: str, which: Pass) -> int | None:

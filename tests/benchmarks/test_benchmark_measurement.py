@@ -11,12 +11,14 @@ from benchmarks import contenders as contenders_module
 from benchmarks.agreement import DisagreementError, check_agreement
 from benchmarks.cases import Case
 from benchmarks.contenders import Contender, contenders
+from benchmarks.cpu_device import CpuDevice
 from benchmarks.floor import floor_tasks
 from benchmarks.inputs import build
 from benchmarks.measure import WARMUP_CALLS, Task, measure_interleaved
 from benchmarks.memory import peak_extra_bytes
 
 SMALL = Case("cross_entropy", (64, 100))
+CPU = CpuDevice()
 
 
 def sleeping_task(seconds, log, name):
@@ -24,19 +26,19 @@ def sleeping_task(seconds, log, name):
         log.append(name)
         time.sleep(seconds)
 
-    return Task([call], one_call_per_sample=True)
+    return Task([call], each_call_once=True)
 
 
 def test_tasks_take_turns_and_the_order_rotates():
     log = []
     tasks = {name: sleeping_task(1e-4, log, name) for name in "abc"}
-    measure_interleaved(tasks, "cpu", min_seconds_per_task=0.0, min_rounds=4)
+    measure_interleaved(tasks, CPU, min_seconds_per_task=0.0, min_rounds=4)
     assert "".join(log[WARMUP_CALLS * len(tasks) :]) == "abcbcacababc"
 
 
 def test_the_median_is_the_time_of_one_call():
     measured = measure_interleaved(
-        {"slow": sleeping_task(5e-3, [], "slow")}, "cpu", min_seconds_per_task=0.0, min_rounds=3
+        {"slow": sleeping_task(5e-3, [], "slow")}, CPU, min_seconds_per_task=0.0, min_rounds=3
     )
     assert 5e-3 <= measured["slow"].median < 0.1
     assert len(measured["slow"].raw_times) == 3
@@ -51,7 +53,7 @@ def test_fast_calls_share_a_sample_and_preparation_is_not_timed():
 
     counted = Counter()
     task = Task([lambda: counted.update("x")], before_sample=prepare_slowly)
-    measured = measure_interleaved({"fast": task}, "cpu", min_seconds_per_task=0.0, min_rounds=3)["fast"]
+    measured = measure_interleaved({"fast": task}, CPU, min_seconds_per_task=0.0, min_rounds=3)["fast"]
     assert measured.number_per_run > 10
     assert measured.median < 1e-4
     assert len(prepared) < counted["x"] / 10
@@ -60,7 +62,7 @@ def test_fast_calls_share_a_sample_and_preparation_is_not_timed():
 def test_all_inputs_of_a_rotation_are_called():
     log = []
     task = Task([functools.partial(log.append, index) for index in range(3)])
-    measure_interleaved({"rotating": task}, "cpu", min_seconds_per_task=0.0, min_rounds=2)
+    measure_interleaved({"rotating": task}, CPU, min_seconds_per_task=0.0, min_rounds=2)
     counts = Counter(log)
     assert counts.keys() == {0, 1, 2}
     assert counts[0] > WARMUP_CALLS
@@ -83,7 +85,7 @@ def test_the_peak_counts_what_lives_together_and_not_what_was_freed_before():
         del second, third
         return torch.empty(500, dtype=torch.uint8)
 
-    assert peak_extra_bytes(Task([call]), "cpu") == 7000
+    assert peak_extra_bytes(Task([call]), CPU) == 7000
 
 
 def test_the_peak_does_not_count_the_gradient_of_an_earlier_call():
@@ -91,8 +93,8 @@ def test_the_peak_does_not_count_the_gradient_of_an_earlier_call():
     eager = contenders("cross_entropy", [inputs], with_compile=False, with_inplace=False)[0]
     task = eager.tasks["forward_backward"]
     task.calls[0]()
-    first = peak_extra_bytes(task, "cpu")
-    assert first == peak_extra_bytes(task, "cpu") > inputs.logits_bytes
+    first = peak_extra_bytes(task, CPU)
+    assert first == peak_extra_bytes(task, CPU) > inputs.logits_bytes
 
 
 def test_every_step_makes_a_fresh_gradient():

@@ -7,6 +7,7 @@ import torch
 
 import fused_losses
 from benchmarks import capabilities
+from benchmarks.cpu_device import CpuDevice
 from benchmarks.import_time import import_seconds
 from benchmarks.measure import Task
 from benchmarks.memory import peak_extra_bytes
@@ -38,7 +39,7 @@ def test_memory_counts_a_gradient_that_the_pool_could_serve():
     gradient_of = partial(torch.autograd.grad, inputs=logits)
     task = Task([lambda: gradient_of(fused_losses.functional.cross_entropy(logits, target))])
     limit = fused_losses.gradient_pool_limit()
-    peak = peak_extra_bytes(task, "cpu")
+    peak = peak_extra_bytes(task, CpuDevice())
     assert peak is not None
     assert 8 << 20 <= peak < 9 << 20
     assert fused_losses.gradient_pool_limit() == limit
