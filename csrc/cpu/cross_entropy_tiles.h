@@ -191,6 +191,8 @@ class TileKernel {
   FUSED_LOSSES_FLATTEN void add_to_statistics(int64_t first) {
     const int64_t count = chunk(first);
     const auto next = memory_.next_tile(static_cast<const T*>(params_.logits), params_.logits_layout, first);
+    const bool writes_gradient = params_.mode == CrossEntropyMode::LossAndGradient;
+    const auto gradient = memory_.this_tile(static_cast<T*>(params_.gradient), params_.gradient_layout, first);
     for (int v = 0; v < end_; v += kLanes<A>) {
       const Vec<A> old_max = kFirst ? broadcast(-kInfinity<A>) : load(state_.max + v);
       Vec<A> max = old_max;
@@ -205,6 +207,7 @@ class TileKernel {
       for (int64_t c = 0; c < count; ++c) {
         A* cell = logits_ + c * kPositions + v;
         next.prefetch(c, v);
+        if (writes_gradient) gradient.prefetch(c, v);
         const Vec<A> x = load(cell);
         const Vec<A> shifted = x - shift;
         const Vec<A> exponential = exp<A>(shifted);
@@ -226,8 +229,10 @@ class TileKernel {
       store(state_.max + v, max);
       store(state_.sum + v, sum);
       store(state_.target_logit + v, target_logit);
-      store(state_.mass + v, mass);
-      store(state_.mass_times_x + v, mass_times_x);
+      if constexpr (Mass::kDense) {
+        store(state_.mass + v, mass);
+        store(state_.mass_times_x + v, mass_times_x);
+      }
     }
   }
 
@@ -260,6 +265,8 @@ class TileKernel {
   template <bool kHoldsExponentials>
   FUSED_LOSSES_FLATTEN void to_gradient(int64_t first) {
     const int64_t count = chunk(first);
+    const auto next = memory_.next_tile(static_cast<const T*>(params_.logits), params_.logits_layout, first);
+    const auto destination = memory_.this_tile(static_cast<T*>(params_.gradient), params_.gradient_layout, first);
     for (int v = 0; v < end_; v += kLanes<A>) {
       const Vec<A> shift = finite_shifts<A>(load(state_.max + v));
       const Vec<A> scale = load(state_.scale + v);
@@ -274,7 +281,11 @@ class TileKernel {
       for (int64_t c = 0; c < count; ++c) {
         A* cell = logits_ + c * kPositions + v;
         Vec<A> exponential = load(cell);
-        if constexpr (!kHoldsExponentials) exponential = exp<A>(exponential - shift);
+        if constexpr (!kHoldsExponentials) {
+          next.prefetch(c, v);
+          destination.prefetch(c, v);
+          exponential = exp<A>(exponential - shift);
+        }
         // y (p - [c = t]) and Q p - q are differences of like terms: each is formed before they are added.
         const IntVec<A> is_target = target_class == static_cast<Integer<A>>(first + c);
         Vec<A> gradient = exponential * point_factor - select(is_target, point, Vec<A>{});
