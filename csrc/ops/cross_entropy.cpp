@@ -14,9 +14,10 @@
 namespace fused_losses {
 namespace {
 
-constexpr int64_t kElementsPerBlock = 32768;
-constexpr int64_t kTransposedClasses = 64;  // up to here a few classes are cheaper transposed than row by row
-constexpr int64_t kTilePositions = 128;     // a tile of the kernels: blocks hold whole tiles
+constexpr int64_t kElementsPerBlock = 8192;    // a thread has at most one block more than another
+constexpr int64_t kElementsPerThread = 32768;  // no thread is woken for fewer
+constexpr int64_t kTransposedClasses = 64;     // up to here a few classes are cheaper transposed than row by row
+constexpr int64_t kTilePositions = 128;        // a tile of the kernels: blocks hold whole tiles
 struct Options {
   Reduction reduction;
   int64_t ignore_index;
@@ -75,8 +76,10 @@ class Call {
   }
 
   void run() const {
-    for_each_block(num_blocks(),
-                   [&](int64_t block_begin, int64_t block_end) { kernel_(params_, block_begin, block_end); });
+    const int64_t elements = params_.positions_per_block * params_.num_classes;
+    for_each_block(
+        num_blocks(), [&](int64_t block_begin, int64_t block_end) { kernel_(params_, block_begin, block_end); },
+        std::max<int64_t>(1, kElementsPerThread / elements));
   }
 
   // Runs the forward and reduces the losses.
