@@ -1,20 +1,11 @@
 // How a tile of positions comes from memory into the tile buffer [classes][kPositions] and goes back.
 #pragma once
 
-#include "cross_entropy_target.h"
+#include "cross_entropy_positions.h"
 #include "transpose.h"
 
 namespace fused_losses::cpu {
 namespace {
-
-// Positions of a tile: runs of 512 bytes, and 64 classes of float fit the first-level cache with room for targets.
-constexpr int kPositions = 128;
-
-// A tile: positions [first, first + count) of the flattened (outer, inner) order.
-struct Tile {
-  int64_t first;
-  int count;
-};
 
 // Memory that will be wanted soon, to be asked for while this tile is computed: the next tile's logits, or this tile's
 // gradient. kLocality as __builtin_prefetch has it: 3 for the first-level cache, 2 for the second.
@@ -185,13 +176,13 @@ class TransposedRows {
       for (; row + kLanes<A> <= tile_.count; row += kLanes<A>) interleaved(start + row * num_classes_, row);
     }
     for (; row < tile_.count; row += kLanes<A>) {
-      const bool evenly_spaced = dense || first_inner_ + row + kLanes<A> <= inner_size_;
       const WholeRows<T> rows{start + row * layout.inner_stride, layout.inner_stride};
+      const bool evenly_spaced = dense || first_inner_ + row + kLanes<A> <= inner_size_;
+      // From the start of the last row to the end of what may be touched.
+      const int64_t available = dense ? (tile_.count - row - kLanes<A> + 1) * num_classes_ : num_classes_;
+      const int64_t whole_classes = row + kLanes<A> <= tile_.count && evenly_spaced ? available : 0;
       for (int64_t c = (num_classes_ - 1) / kLanes<A> * kLanes<A>; c >= 0; c -= kLanes<A>) {
-        // Where the last row's register ends, in elements from the start of a dense tile.
-        const int64_t reach = (row + kLanes<A> - 1) * num_classes_ + c + kLanes<A>;
-        const bool whole = c + kLanes<A> <= num_classes_ || (dense && reach <= tile_.count * num_classes_);
-        if (row + kLanes<A> <= tile_.count && evenly_spaced && whole) {
+        if (c + kLanes<A> <= whole_classes) {
           square(rows, row, c);
         } else {
           square(any_rows(memory, layout, row), row, c);

@@ -17,7 +17,9 @@ namespace {
 constexpr int64_t kElementsPerBlock = 8192;    // a thread has at most one block more than another
 constexpr int64_t kElementsPerThread = 32768;  // no thread is woken for fewer
 constexpr int64_t kTransposedClasses = 64;     // up to here a few classes are cheaper transposed than row by row
-constexpr int64_t kTilePositions = 128;        // a tile of the kernels: blocks hold whole tiles
+constexpr int64_t kBatchClasses = 1024;        // up to here rows are swept in batches
+constexpr int64_t kTilePositions = 128;        // a tile of the kernels: blocks hold whole tiles,
+constexpr int64_t kBatchPositions = 16;        // or whole batches of rows
 struct Options {
   Reduction reduction;
   int64_t ignore_index;
@@ -154,7 +156,8 @@ class Call {
     } else {
       kernel_ = kernels.cross_entropy_rows;
     }
-    const int64_t quantum = kernel_ == kernels.cross_entropy_rows ? 1 : kTilePositions;
+    const bool by_rows = kernel_ == kernels.cross_entropy_rows;
+    const int64_t quantum = !by_rows ? kTilePositions : params_.num_classes <= kBatchClasses ? kBatchPositions : 1;
     params_.positions_per_block = quantum * std::max<int64_t>(1, kElementsPerBlock / (params_.num_classes * quantum));
   }
 
