@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/cross_entropy.h"
+#include "../core/cross_entropy_formulas.h"
 #include "../core/index_target.h"
 #include "vec.h"
 

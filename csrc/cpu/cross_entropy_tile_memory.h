@@ -1,30 +1,21 @@
 // How a tile of positions comes from memory into the tile buffer [classes][kPositions] and goes back.
 #pragma once
 
-#include "cross_entropy_target.h"
+#include "cross_entropy_positions.h"
 #include "transpose.h"
 
 namespace fused_losses::cpu {
 namespace {
 
-// Positions of a tile: runs of 512 bytes, and 64 classes of float fit the first-level cache with room for targets.
-constexpr int kPositions = 128;
-
-// A tile: positions [first, first + count) of the flattened (outer, inner) order.
-struct Tile {
-  int64_t first;
-  int count;
-};
-
-// What the next tile will read, to be asked for while this one is computed. kLocality as __builtin_prefetch has it: 3
-// for the first-level cache, 2 for the second.
-template <class T, int kLocality>
-struct NextTile {
+// Memory that will be wanted soon, to be asked for while this tile is computed: the next tile's logits, or this tile's
+// gradient. kLocality as __builtin_prefetch has it: 3 for the first-level cache, 2 for the second.
+template <class T, bool kToWrite, int kLocality>
+struct TileLines {
   const T* start;
   int64_t class_stride;
 
   // Where this tile computes class c of its chunk, register v.
-  void prefetch(int64_t c, int v) const { __builtin_prefetch(start + c * class_stride + v, 0, kLocality); }
+  void prefetch(int64_t c, int v) const { __builtin_prefetch(start + c * class_stride + v, kToWrite, kLocality); }
 };
 
 // Classes strided, inner axis contiguous, as in (N, C, H, W): a class of the tile is one or more runs of memory.
@@ -62,10 +53,16 @@ class InnerRuns {
     }
   }
 
+  template <class T>
+  TileLines<T, true, 2> this_tile(const T* memory, const ClassLayout& layout, int64_t first_class) const {
+    const Run& run = runs_[0];
+    return {memory + layout.offset(run.outer, run.inner) + first_class * layout.class_stride, layout.class_stride};
+  }
+
   // Into the second-level cache: the classes may be a power of two apart, and then more of them fall into one set of
   // the first than it has ways.
   template <class T>
-  NextTile<T, 2> next_tile(const T* memory, const ClassLayout& layout, int64_t first_class) const {
+  TileLines<T, false, 2> next_tile(const T* memory, const ClassLayout& layout, int64_t first_class) const {
     const Run& run = runs_[num_runs_ - 1];
     const int64_t offset = layout.offset(run.outer, run.inner) + run.length + first_class * layout.class_stride;
     return {memory + offset, layout.class_stride};
@@ -129,75 +126,117 @@ class TransposedRows {
 
   template <class T>
   void read(const T* memory, const ClassLayout& layout, int64_t, int64_t, A* tile) const {
-    const T* dense_end = end_of_dense_tile(memory, layout);
-    int row = 0;
-    if (dense_end != nullptr && num_classes_ <= Interleaving<A>::kMaxColumns) {
-      for (; row + kLanes<A> <= tile_.count; row += kLanes<A>) {
-        read_interleaved(memory + start_of(layout) + row * num_classes_, tile + row);
-      }
-    }
-    for (; row < tile_.count; row += kLanes<A>) {
-      const T* starts[kLanes<A>];
-      const int num_rows = start_rows(memory, layout, row, starts);
-      for (int64_t c = 0; c < num_classes_; c += kLanes<A>) {
-        const int64_t rest = num_classes_ - c;
-        const bool whole = rest >= kLanes<A> || starts[num_rows - 1] + c + kLanes<A> <= dense_end;
-        if (num_rows == kLanes<A> && whole) {
-          read_square<true>(starts, num_rows, c, tile + row);
-        } else {
-          read_square<false>(starts, num_rows, c, tile + row);
-        }
-      }
-    }
+    for_each_square(
+        memory, layout, [&](const T* source, int row) { read_interleaved(source, tile + row); },
+        [&](const auto& rows, int row, int64_t c) { read_square(rows, c, tile + row); });
   }
 
   template <class T>
-  NextTile<T, 3> next_tile(const T* memory, const ClassLayout& layout, int64_t) const {
-    return {memory + start_of(layout) + num_classes_ * kPositions, kPositions};
+  TileLines<T, true, 3> this_tile(const T* memory, const ClassLayout& layout, int64_t) const {
+    return {memory + layout.offset(first_outer_, first_inner_), kPositions};
+  }
+
+  template <class T>
+  TileLines<T, false, 3> next_tile(const T* memory, const ClassLayout& layout, int64_t) const {
+    return {memory + layout.offset(first_outer_, first_inner_) + num_classes_ * kPositions, kPositions};
   }
 
   template <class T>
   void write(T* memory, const ClassLayout& layout, int64_t, int64_t, const A* tile) const {
-    const T* dense_end = end_of_dense_tile<T>(memory, layout);
+    for_each_square(
+        memory, layout, [&](T* destination, int row) { write_interleaved(destination, tile + row); },
+        [&](const auto& rows, int row, int64_t c) { write_square(rows, c, tile + row); });
+  }
+
+ private:
+  // kLanes rows, every one of which is read or written by whole registers, so that their square stays in registers.
+  template <class T>
+  struct WholeRows {
+    T* start;
+    int64_t stride;
+  };
+
+  // Any others, fewer than kLanes at the end of a tile.
+  template <class T>
+  struct AnyRows {
+    T* starts[kLanes<A>];
+    int count;
+  };
+
+  // Calls interleaved(memory, row) for kLanes rows of few classes, otherwise square(rows, row, c) for every kLanes
+  // classes from c on: see Note [Spilling registers] for the order.
+  template <class T, class Interleaved, class Square>
+  void for_each_square(T* memory, const ClassLayout& layout, const Interleaved& interleaved,
+                       const Square& square) const {
+    T* const start = memory + layout.offset(first_outer_, first_inner_);
+    const bool dense =
+        layout.inner_stride == num_classes_ && (single_outer_ || layout.outer_stride == inner_size_ * num_classes_);
     int row = 0;
-    if (dense_end != nullptr && num_classes_ <= Interleaving<A>::kMaxColumns) {
-      for (; row + kLanes<A> <= tile_.count; row += kLanes<A>) {
-        write_interleaved(memory + start_of(layout) + row * num_classes_, tile + row);
-      }
+    if (dense && num_classes_ <= Interleaving<A>::kMaxColumns) {
+      for (; row + kLanes<A> <= tile_.count; row += kLanes<A>) interleaved(start + row * num_classes_, row);
     }
-    const int64_t last_square = (num_classes_ - 1) / kLanes<A> * kLanes<A>;
     for (; row < tile_.count; row += kLanes<A>) {
-      T* starts[kLanes<A>];
-      const int num_rows = start_rows(memory, layout, row, starts);
-      for (int64_t c = last_square; c >= 0; c -= kLanes<A>) {
-        const int64_t rest = num_classes_ - c;
-        const bool whole = rest >= kLanes<A> || starts[num_rows - 1] + c + kLanes<A> <= dense_end;
-        if (num_rows == kLanes<A> && whole) {
-          write_square<true>(starts, num_rows, c, tile + row);
+      const WholeRows<T> rows{start + row * layout.inner_stride, layout.inner_stride};
+      const bool evenly_spaced = dense || first_inner_ + row + kLanes<A> <= inner_size_;
+      // From the start of the last row to the end of what may be touched.
+      const int64_t available = dense ? (tile_.count - row - kLanes<A> + 1) * num_classes_ : num_classes_;
+      const int64_t whole_classes = row + kLanes<A> <= tile_.count && evenly_spaced ? available : 0;
+      for (int64_t c = (num_classes_ - 1) / kLanes<A> * kLanes<A>; c >= 0; c -= kLanes<A>) {
+        if (c + kLanes<A> <= whole_classes) {
+          square(rows, row, c);
         } else {
-          write_square<false>(starts, num_rows, c, tile + row);
+          square(any_rows(memory, layout, row), row, c);
         }
       }
     }
   }
 
- private:
-  // The square of classes [c, c + kLanes) and kLanes rows. kWhole: every row is read by whole registers, so that the
-  // square stays in registers.
-  template <bool kWhole, class T>
-  FUSED_LOSSES_FLATTEN void read_square(const T* const* starts, int num_rows, int64_t c, A* tile) const {
+  template <class T>
+  AnyRows<T> any_rows(T* memory, const ClassLayout& layout, int row) const {
+    AnyRows<T> rows;
+    rows.count = tile_.count - row < kLanes<A> ? tile_.count - row : kLanes<A>;
+    int64_t outer = (tile_.first + row) / inner_size_;
+    int64_t inner = (tile_.first + row) % inner_size_;
+    for (int r = 0; r < rows.count; ++r) {
+      rows.starts[r] = memory + layout.offset(outer, inner);
+      if (++inner == inner_size_) {
+        inner = 0;
+        ++outer;
+      }
+    }
+    return rows;
+  }
+
+  template <class T>
+  static Vec<A> load_row(const WholeRows<T>& rows, int r, int64_t c, int64_t) {
+    return load(rows.start + r * rows.stride + c);
+  }
+  template <class T>
+  static Vec<A> load_row(const AnyRows<T>& rows, int r, int64_t c, int64_t rest) {
+    if (r >= rows.count) return Vec<A>{};
+    return rest >= kLanes<A> ? load(rows.starts[r] + c) : load_partial(rows.starts[r] + c, rest, A(0));
+  }
+  template <class T>
+  static void store_row(const WholeRows<T>& rows, int r, int64_t c, int64_t, Vec<A> value) {
+    store(rows.start + r * rows.stride + c, value);
+  }
+  template <class T>
+  static void store_row(const AnyRows<T>& rows, int r, int64_t c, int64_t rest, Vec<A> value) {
+    if (r >= rows.count) return;
+    if (rest >= kLanes<A>) {
+      store(rows.starts[r] + c, value);
+    } else {
+      store_partial(rows.starts[r] + c, value, rest);
+    }
+  }
+
+  // The square of classes [c, c + kLanes) and kLanes rows.
+  template <class Rows>
+  FUSED_LOSSES_FLATTEN void read_square(const Rows& rows, int64_t c, A* tile) const {
     const int64_t rest = num_classes_ - c;
     Vec<A> square[kLanes<A>];
 #pragma GCC unroll 16
-    for (int r = 0; r < kLanes<A>; ++r) {
-      if constexpr (kWhole) {
-        square[r] = load(starts[r] + c);
-      } else {
-        square[r] = r >= num_rows       ? Vec<A>{}
-                    : rest >= kLanes<A> ? load(starts[r] + c)
-                                        : load_partial(starts[r] + c, rest, A(0));
-      }
-    }
+    for (int r = 0; r < kLanes<A>; ++r) square[r] = load_row(rows, r, c, rest);
     transpose<A>(square);
 #pragma GCC unroll 16
     for (int k = 0; k < kLanes<A>; ++k) {
@@ -205,26 +244,15 @@ class TransposedRows {
     }
   }
 
-  template <bool kWhole, class T>
-  FUSED_LOSSES_FLATTEN void write_square(T* const* starts, int num_rows, int64_t c, const A* tile) const {
+  template <class Rows>
+  FUSED_LOSSES_FLATTEN void write_square(const Rows& rows, int64_t c, const A* tile) const {
     const int64_t rest = num_classes_ - c;
     Vec<A> square[kLanes<A>];
 #pragma GCC unroll 16
     for (int k = 0; k < kLanes<A>; ++k) square[k] = load(tile + (k < rest ? c + k : c) * kPositions);
     transpose<A>(square);
 #pragma GCC unroll 16
-    for (int r = 0; r < kLanes<A>; ++r) {
-      if constexpr (kWhole) {
-        store(starts[r] + c, square[r]);
-      } else {
-        if (r >= num_rows) continue;
-        if (rest >= kLanes<A>) {
-          store(starts[r] + c, square[r]);
-        } else {
-          store_partial(starts[r] + c, square[r], rest);
-        }
-      }
-    }
+    for (int r = 0; r < kLanes<A>; ++r) store_row(rows, r, c, rest, square[r]);
   }
 
   template <class T>
@@ -263,37 +291,6 @@ class TransposedRows {
     } else if constexpr (kColumns < Interleaving<A>::kMaxColumns) {
       by_columns<kColumns + 1>(visit);
     }
-  }
-
-  // The end of the tile's memory where its rows follow each other without gaps, else null: nothing may spill.
-  template <class T>
-  const T* end_of_dense_tile(const T* memory, const ClassLayout& layout) const {
-    const bool dense =
-        layout.inner_stride == num_classes_ && (single_outer_ || layout.outer_stride == inner_size_ * num_classes_);
-    if (!dense) return nullptr;
-    return memory + start_of(layout) + tile_.count * num_classes_;
-  }
-
-  int64_t start_of(const ClassLayout& layout) const { return layout.offset(first_outer_, first_inner_); }
-
-  template <class T>
-  int start_rows(T* memory, const ClassLayout& layout, int row, T** starts) const {
-    const int num_rows = tile_.count - row < kLanes<A> ? tile_.count - row : kLanes<A>;
-    if (first_inner_ + row + num_rows <= inner_size_) {  // the common case: no end of the inner axis in between
-      T* const start = memory + layout.offset(first_outer_, first_inner_ + row);
-      for (int r = 0; r < num_rows; ++r) starts[r] = start + r * layout.inner_stride;
-      return num_rows;
-    }
-    int64_t outer = (tile_.first + row) / inner_size_;
-    int64_t inner = (tile_.first + row) % inner_size_;
-    for (int r = 0; r < num_rows; ++r) {
-      starts[r] = memory + layout.offset(outer, inner);
-      if (++inner == inner_size_) {
-        inner = 0;
-        ++outer;
-      }
-    }
-    return num_rows;
   }
 
   int64_t num_classes_;

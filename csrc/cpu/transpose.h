@@ -44,6 +44,28 @@ inline void transpose(Vec<A> (&rows)[kLanes<A>]) {
   if constexpr (kDistance > 1) transpose<A, kDistance / 2>(rows);
 }
 
+// Folds the lanes of each register into one: lane i of the result is what the lanes of registers[i] combine to.
+template <class A, int kDistance, class Combine, int... kIndex>
+inline void fold_once(Vec<A> (&registers)[kLanes<A>], const Combine& combine, Indices<kIndex...>) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kDistance; ++i) {
+    const Vec<A> a = registers[i];
+    const Vec<A> b = registers[i + kDistance];
+    registers[i] = combine(shuffle<A, ((kIndex & kDistance) ? kLanes<A> + kIndex - kDistance : kIndex)...>(a, b),
+                           shuffle<A, ((kIndex & kDistance) ? kLanes<A> + kIndex : kIndex + kDistance)...>(a, b));
+  }
+}
+
+template <class A, int kDistance = kLanes<A> / 2, class Combine>
+inline Vec<A> fold(Vec<A> (&registers)[kLanes<A>], const Combine& combine) {
+  fold_once<A, kDistance>(registers, combine, typename MakeIndices<kLanes<A>>::type{});
+  if constexpr (kDistance > 1) {
+    return fold<A, kDistance / 2>(registers, combine);
+  } else {
+    return registers[0];
+  }
+}
+
 // Which lanes of a register are written.
 #if defined(__AVX512F__)
 template <class A>

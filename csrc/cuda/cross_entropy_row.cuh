@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/cross_entropy.h"
+#include "../core/cross_entropy_formulas.h"
 #include "element.h"
 #include "reduce.h"
 
@@ -182,7 +183,7 @@ struct RowGradient {
     if constexpr (kDense) value -= dense_mass * scale;
     if (is_target) {
       const A p = exponential * inverse_sum;
-      value = (mass * p - dense_mass + point_mass * (p - A(1))) * scale;
+      value = derivative_at_target(p, mass, dense_mass, point_mass) * scale;
     }
     return from_accumulation<T>(value);
   }
@@ -195,8 +196,9 @@ __device__ __forceinline__ A row_loss(const RowStatistics<A>& statistics, const 
   if (target.ignored) return A(0);
   const A log_sum = log_of(statistics.sum);
   A loss = 0;
-  if (target.target_class >= 0) loss = target.point_mass * (log_sum - (target_logit - finite_shift(statistics.max)));
-  if (dense) loss += statistics.mass * log_sum - statistics.mass_times_x;
+  const A shifted_logit = target_logit - finite_shift(statistics.max);
+  if (target.target_class >= 0) loss = point_loss(target.point_mass, log_sum, shifted_logit);
+  if (dense) loss += dense_loss(statistics.mass, log_sum, statistics.mass_times_x);
   return loss;
 }
 

@@ -12,9 +12,12 @@
 namespace fused_losses {
 namespace {
 
-constexpr int64_t kElementsPerBlock = 32768;
-constexpr int64_t kTransposedClasses = 64;  // up to here a few classes are cheaper transposed than row by row
-constexpr int64_t kTilePositions = 128;     // a tile of the kernels: blocks hold whole tiles
+constexpr int64_t kElementsPerBlock = 8192;    // a thread has at most one block more than another
+constexpr int64_t kElementsPerThread = 32768;  // no thread is woken for fewer
+constexpr int64_t kTransposedClasses = 64;     // up to here a few classes are cheaper transposed than row by row
+constexpr int64_t kBatchClasses = 1024;        // up to here rows are swept in batches
+constexpr int64_t kTilePositions = 128;        // a tile of the kernels: blocks hold whole tiles,
+constexpr int64_t kBatchPositions = 16;        // or whole batches of rows
 
 // One call: the problem, its denominators and its kernel.
 class Call : public CrossEntropyProblem {
@@ -37,8 +40,10 @@ class Call : public CrossEntropyProblem {
   }
 
   void run() const {
-    for_each_block(num_blocks(),
-                   [&](int64_t block_begin, int64_t block_end) { kernel_(params, block_begin, block_end); });
+    const int64_t elements = params.positions_per_block * params.num_classes;
+    for_each_block(
+        num_blocks(), [&](int64_t block_begin, int64_t block_end) { kernel_(params, block_begin, block_end); },
+        std::max<int64_t>(1, kElementsPerThread / elements));
   }
 
   // Runs the forward and reduces the losses.
@@ -75,7 +80,8 @@ class Call : public CrossEntropyProblem {
     } else {
       kernel_ = kernels.cross_entropy_rows;
     }
-    const int64_t quantum = kernel_ == kernels.cross_entropy_rows ? 1 : kTilePositions;
+    const bool by_rows = kernel_ == kernels.cross_entropy_rows;
+    const int64_t quantum = !by_rows ? kTilePositions : params.num_classes <= kBatchClasses ? kBatchPositions : 1;
     params.positions_per_block = quantum * std::max<int64_t>(1, kElementsPerBlock / (params.num_classes * quantum));
   }
 

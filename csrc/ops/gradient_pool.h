@@ -5,8 +5,8 @@
 // that memory comes back fresh, and the system clears every page of it before the first write: more time than the loss.
 // The pool keeps the memory instead and tells the system that it may take any page back whenever it wants one
 // (MADV_FREE): idle memory is therefore free memory, though a process listing still counts it. It is handed out like
-// any uninitialised memory, once its last tensor is gone.
-// Bounded by limit_bytes; 0 switches the pool off. Where the system has no MADV_FREE there is no pool.
+// any uninitialised memory, once its last tensor is gone. A gradient takes whole huge pages, so up to 2 MiB more than
+// it has bytes. Bounded by limit_bytes; 0 switches the pool off. Where the system has no MADV_FREE there is no pool.
 #pragma once
 
 #include <cstddef>

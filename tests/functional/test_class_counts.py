@@ -7,8 +7,8 @@ from parity import check_parity
 
 # One class (the loss is 0), two, primes below a vector; 16 float32 or 8 float64 fill an AVX-512 register, 32 and 64 two
 # and four of them; around 64 a kernel for few classes (rows side by side) gives way to one for many (classes side by
-# side); 100 and 1000 are the usual data sets'.
-FEW_CLASSES = [1, 2, 3, 5, 10, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129]
+# side); 100 and 1000 are the usual data sets'. Up to 1024 rows go in batches of 2 to 16, by type and instruction set.
+FEW_CLASSES = [1, 2, 3, 5, 10, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 1000]
 
 # Block sizes that are powers of two, from both sides; 4097 is a block of 4096 and a tail of one; 32000 a vocabulary.
 MANY_CLASSES = [1000, 1023, 1024, 1025, 2047, 2048, 2049, 4097, 32000]

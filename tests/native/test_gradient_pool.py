@@ -88,6 +88,12 @@ def test_small_gradients_do_not_take_part() -> None:
     assert _C.gradient_pool_idle_bytes() == 0
 
 
+def test_memory_comes_in_whole_huge_pages() -> None:
+    gradient, _ = loss_gradient(rows=384)  # 1.5 MiB
+    del gradient
+    assert _C.gradient_pool_idle_bytes() == 2 << 20
+
+
 def test_other_sizes_take_what_nearly_fits() -> None:
     gradient, _ = loss_gradient()
     del gradient

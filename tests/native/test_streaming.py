@@ -30,10 +30,13 @@ def check(gradient: torch.Tensor, small: torch.Tensor) -> None:
     assert torch.equal(gradient[-len(small) :], small)
 
 
+# Odd, so that rows begin anywhere in a line: swept in batches and not streamed; streamed, and in a smaller tensor swept
+# in batches; two whole blocks and a part of a third.
+@pytest.mark.parametrize("classes", [301, 1001, 2051])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_that_begin_anywhere_in_a_line(dtype: torch.dtype) -> None:
+def test_rows_that_begin_anywhere_in_a_line(dtype: torch.dtype, classes: int, label_smoothing: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    classes = 2051  # odd: every alignment, two whole blocks and a part of three
     part = torch.randn(64, classes, generator=generator).to(dtype)
     target = torch.randint(classes, (64,), generator=generator)
     target[5] = -100
@@ -41,11 +44,13 @@ def test_rows_that_begin_anywhere_in_a_line(dtype: torch.dtype) -> None:
     gradients = []
     for count in (1, repeats):
         logits = part.repeat(count, 1).requires_grad_()
-        loss = fused.cross_entropy(logits, target.repeat(count), reduction="sum")
+        loss = fused.cross_entropy(logits, target.repeat(count), reduction="sum", label_smoothing=label_smoothing)
         gradients += torch.autograd.grad(loss, logits)
     check(gradients[1], gradients[0])
     leaf = part.double().requires_grad_()
-    (expected,) = torch.autograd.grad(F.cross_entropy(leaf, target, reduction="sum"), leaf)
+    (expected,) = torch.autograd.grad(
+        F.cross_entropy(leaf, target, reduction="sum", label_smoothing=label_smoothing), leaf
+    )
     torch.testing.assert_close(gradients[0], expected.to(dtype))
 
 

@@ -1,0 +1,222 @@
+// The loops over the contiguous classes of one row, or of a block of it.
+//
+// Note [Prefetching]
+// The hardware's prefetcher stops at the end of a page, and a block is a page of float: left to it, every block begins
+// with a wait for memory while the arithmetic idles, and then the reverse. So the exponentials of one block ask for the
+// lines of the next block but one: the next itself would be wanted before its last lines arrive. Those of a batch ask
+// for the next batch. Past the end of the row lies the next row; past the end of memory a prefetch does nothing.
+#pragma once
+
+#include "cross_entropy_target.h"
+#include "vec_math.h"
+
+namespace fused_losses::cpu {
+namespace {
+
+constexpr int64_t kPageClasses = 1024;  // of float
+
+// Calls full(i, accumulator) for every whole register of [0, count) and partial(i, remaining) for the rest. Four
+// accumulators: the exponential's chain is long, and an addition takes four cycles on two ports.
+template <class A, class Full, class Partial>
+inline void sweep(int64_t count, const Full& full, const Partial& partial) {
+  constexpr int64_t kStep = kLanes<A>;
+  int64_t i = 0;
+  for (; i + 4 * kStep <= count; i += 4 * kStep) {
+    full(i, 0);
+    full(i + kStep, 1);
+    full(i + 2 * kStep, 2);
+    full(i + 3 * kStep, 3);
+  }
+  for (; i + kStep <= count; i += kStep) full(i, 0);
+  if (i < count) partial(i, count - i);
+}
+
+// Whether the register that `sweep` numbers so is the first of a cache line.
+template <class T>
+constexpr bool begins_line(int slot) {
+  return kStoredBytes<T> >= 64 || slot % static_cast<int>(64 / kStoredBytes<T>) == 0;
+}
+
+template <class A>
+inline Vec<A> lane_numbers() {
+  Vec<A> lanes;
+  for (int lane = 0; lane < kLanes<A>; ++lane) lanes[lane] = static_cast<A>(lane);
+  return lanes;
+}
+
+template <class A>
+inline IntVec<A> first_lanes(int64_t count) {
+  return lane_numbers<A>() < broadcast(static_cast<A>(count));
+}
+
+template <class A>
+inline Vec<A> sum_of(const Vec<A> (&parts)[4]) {
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
+// Exponentials are taken relative to this: a block (or row) that is all -inf must give 0, not NaN.
+template <class A>
+inline A finite_shift(A max) {
+  return max == -kInfinity<A> ? A(0) : max;
+}
+
+template <class T>
+FUSED_LOSSES_FLATTEN inline Vec<Accumulation<T>> lane_maxima(const T* x, int64_t count) {
+  using A = Accumulation<T>;
+  Vec<A> max[4];
+  for (Vec<A>& part : max) part = broadcast(-kInfinity<A>);
+  sweep<A>(
+      count, [&](int64_t i, int slot) { max[slot] = max_of(load(x + i), max[slot]); },
+      [&](int64_t i, int64_t rest) { max[0] = max_of(load_partial(x + i, rest, -kInfinity<A>), max[0]); });
+  return max_of(max_of(max[0], max[1]), max_of(max[2], max[3]));
+}
+
+// The statistics of the classes that fall into each lane.
+template <class A>
+struct LaneStatistics {
+  Vec<A> max;
+  Vec<A> sum;           // of exp(x - shift)
+  Vec<A> mass;          // of q, where it depends on the row
+  Vec<A> mass_times_x;  // of q (x - shift)
+};
+
+// `ahead`: how many classes further the lines lie that are asked for.
+template <bool kStash, class T, class Mass>
+FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x, int64_t first_class, int64_t count,
+                                                                      const Mass& mass, Accumulation<T>* stash,
+                                                                      Accumulation<T> shift, int64_t ahead) {
+  using A = Accumulation<T>;
+  Vec<A> max[4];
+  for (Vec<A>& part : max) part = broadcast(-kInfinity<A>);
+  Vec<A> sum[4] = {};
+  Vec<A> mass_sum[4] = {};
+  Vec<A> mass_times_x[4] = {};
+  sweep<A>(
+      count,
+      [&](int64_t i, int slot) {
+        if (begins_line<T>(slot)) __builtin_prefetch(x + i + ahead);  // Note [Prefetching]
+        const Vec<A> value = load(x + i);
+        max[slot] = max_of(value, max[slot]);
+        const Vec<A> shifted = value - shift;
+        const Vec<A> exponential = exp<A>(shifted);
+        sum[slot] += exponential;
+        if constexpr (kStash) store(stash + i, exponential);
+        if constexpr (Mass::kDense) {
+          const Vec<A> q = mass.at(first_class + i);
+          if constexpr (Mass::kReadsProbability) mass_sum[slot] += q;
+          mass_times_x[slot] += q * shifted;
+        }
+      },
+      [&](int64_t i, int64_t rest) {
+        const Vec<A> value = load_partial(x + i, rest, -kInfinity<A>);
+        max[0] = max_of(value, max[0]);
+        const Vec<A> shifted = value - shift;
+        const Vec<A> exponential = exp<A>(shifted);
+        sum[0] += exponential;
+        if constexpr (kStash) store_partial(stash + i, exponential, rest);
+        if constexpr (Mass::kDense) {
+          const IntVec<A> valid = first_lanes<A>(rest);
+          const Vec<A> q = mass.at(first_class + i, rest);
+          if constexpr (Mass::kReadsProbability) mass_sum[0] += select(valid, q, Vec<A>{});
+          mass_times_x[0] += select(valid, q * shifted, Vec<A>{});
+        }
+      });
+  return {max_of(max_of(max[0], max[1]), max_of(max[2], max[3])), sum_of<A>(sum), sum_of<A>(mass_sum),
+          sum_of<A>(mass_times_x)};
+}
+
+// value - q * scale.
+template <class Mass, class A>
+inline Vec<A> less_mass(Vec<A> value, const Mass& mass, int64_t c, A scale) {
+  if constexpr (Mass::kDense) value -= mass.at(c) * scale;
+  return value;
+}
+template <class Mass, class A>
+inline Vec<A> less_mass(Vec<A> value, const Mass& mass, int64_t c, int64_t rest, A scale) {
+  if constexpr (Mass::kDense) value -= mass.at(c, rest) * scale;
+  return value;
+}
+
+// gradient = stash * factor - q * scale for the classes [first_class, first_class + count).
+template <bool kStream, class T, class Mass>
+FUSED_LOSSES_FLATTEN inline void gradient_from_stash(const Accumulation<T>* stash, T* gradient, int64_t first_class,
+                                                     int64_t count, const Mass& mass, Accumulation<T> factor,
+                                                     Accumulation<T> scale) {
+  using A = Accumulation<T>;
+  const auto whole = [&](int64_t i) {
+    return less_mass<Mass, A>(load(stash + i) * factor, mass, first_class + i, scale);
+  };
+  const auto partial = [&](int64_t i, int64_t rest) {
+    const Vec<A> value = load_partial(stash + i, rest, A(0)) * factor;
+    store_partial(gradient + i, less_mass<Mass, A>(value, mass, first_class + i, rest, scale), rest);
+  };
+  int64_t begin = 0;
+  if constexpr (kStream) {
+    const int64_t head = elements_to_alignment(gradient);
+    if (head > 0 && head < count) {
+      partial(0, head);
+      begin = head;
+    }
+  }
+  sweep<A>(
+      count - begin,
+      [&](int64_t i, int) {
+        if constexpr (kStream) {
+          stream(gradient + begin + i, whole(begin + i));
+        } else {
+          store(gradient + begin + i, whole(begin + i));
+        }
+      },
+      [&](int64_t i, int64_t rest) { partial(begin + i, rest); });
+}
+
+// gradient = exp(x - shift) * factor - q * scale.
+template <class T, class Mass>
+FUSED_LOSSES_FLATTEN inline void gradient_from_logits(const T* x, T* gradient, int64_t num_classes, const Mass& mass,
+                                                      Accumulation<T> shift, Accumulation<T> factor,
+                                                      Accumulation<T> scale) {
+  using A = Accumulation<T>;
+  sweep<A>(
+      num_classes,
+      [&](int64_t i, int slot) {
+        if (begins_line<T>(slot)) __builtin_prefetch(x + i + kPageClasses);  // Note [Prefetching]
+        store(gradient + i, less_mass<Mass, A>(exp<A>(load(x + i) - shift) * factor, mass, i, scale));
+      },
+      [&](int64_t i, int64_t rest) {
+        const Vec<A> value = exp<A>(load_partial(x + i, rest, A(0)) - shift) * factor;
+        store_partial(gradient + i, less_mass<Mass, A>(value, mass, i, rest, scale), rest);
+      });
+}
+
+// At the target class, without the scale.
+template <class Mass, class A>
+inline A gradient_at_target(A row_mass, const Mass& mass, int64_t target_class, A point, A p) {
+  const A q = Mass::kDense ? mass.at(target_class, 1)[0] : A(0);
+  return derivative_at_target(p, row_mass, q, point);
+}
+
+// The gradient of an ignored row is 0 * softmax: zeros, or NaN throughout where the softmax is NaN (as in torch).
+template <class T>
+FUSED_LOSSES_FLATTEN inline void ignored_gradient(const T* x, T* gradient, int64_t num_classes) {
+  using A = Accumulation<T>;
+  IntVec<A> is_nan[4] = {};
+  Vec<A> max[4];
+  for (Vec<A>& part : max) part = broadcast(-kInfinity<A>);
+  const auto inspect = [&](Vec<A> value, int slot) {
+    max[slot] = max_of(value, max[slot]);
+    is_nan[slot] |= value != value;
+  };
+  sweep<A>(
+      num_classes, [&](int64_t i, int slot) { inspect(load(x + i), slot); },
+      [&](int64_t i, int64_t rest) { inspect(load_partial(x + i, rest, -kInfinity<A>), 0); });
+  const A row_max = max_lanes<A>(max_of(max_of(max[0], max[1]), max_of(max[2], max[3])));
+  const bool undefined =
+      any_lane(is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3]) || row_max == kInfinity<A> || row_max == -kInfinity<A>;
+  const Vec<A> value = broadcast(undefined ? static_cast<A>(__builtin_nan("")) : A(0));
+  sweep<A>(
+      num_classes, [&](int64_t i, int) { store(gradient + i, value); },
+      [&](int64_t i, int64_t rest) { store_partial(gradient + i, value, rest); });
+}
+
+}  // namespace
+}  // namespace fused_losses::cpu
