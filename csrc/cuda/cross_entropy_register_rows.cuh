@@ -45,10 +45,18 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads)
     const int64_t inner = position - outer * params.inner_size;
     const T* logits = static_cast<const T*>(params.logits) + params.logits_layout.offset(outer, inner);
     const PacketWindow<T, int> window(logits, exists ? static_cast<int>(params.num_classes) : 0);
+    // All packets are asked for before any is looked at.
     Packet<T> row[Geometry::kPackets];
 #pragma unroll
     for (int i = 0; i < Geometry::kPackets; ++i) {
-      row[i] = window.template load<false>(thread + i * Geometry::kThreads, outside);
+      row[i] = window.template load_whole<false>(thread + i * Geometry::kThreads, outside);
+    }
+    A x[Geometry::kPackets][kElements];
+#pragma unroll
+    for (int i = 0; i < Geometry::kPackets; ++i) {
+      window.load_partial(thread + i * Geometry::kThreads, row[i]);
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) x[i][k] = to_accumulation(row[i].elements[k]);
     }
     RowTarget<A> target;
     A target_logit = 0;
@@ -59,7 +67,7 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads)
     for (int i = 0; i < Geometry::kPackets; ++i) {
 #pragma unroll
       for (int k = 0; k < kElements; ++k) {
-        statistics.max = max_of(statistics.max, to_accumulation(row[i].elements[k]));
+        statistics.max = max_of(statistics.max, x[i][k]);
       }
     }
     statistics.max = max_of_lanes<Geometry::kLanes>(statistics.max);
@@ -68,7 +76,7 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads)
     for (int i = 0; i < Geometry::kPackets; ++i) {
 #pragma unroll
       for (int k = 0; k < kElements; ++k) {
-        statistics.sum += exp_of_shifted<T>(to_accumulation(row[i].elements[k]) - shift);
+        statistics.sum += exp_of_shifted<T>(x[i][k] - shift);
       }
     }
     statistics = merge_group<Geometry::kThreads, false>(statistics);
@@ -90,8 +98,8 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads)
       Packet<T> values;
 #pragma unroll
       for (int k = 0; k < kElements; ++k) {
-        values.elements[k] =
-            gradient.at(to_accumulation(row[i].elements[k]), target_class >= 0 && c + k == target_class, A(0));
+        // Without a point mass the target class is -1: no element of the row.
+        values.elements[k] = gradient.at(x[i][k], k == target_class - c, A(0));
       }
       window.store(packet, values, gradients);
     }
