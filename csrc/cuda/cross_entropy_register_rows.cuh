@@ -7,6 +7,7 @@
 
 #include "cross_entropy_row.cuh"
 #include "launch.h"
+#include "launch_bounds.h"
 #include "packet_window.cuh"
 #include "reduce.h"
 
@@ -25,8 +26,18 @@ struct RowGeometry {
   static_assert(kWithinWarp || kRowsPerBlock == 1, "a block's barrier must belong to one row");
 };
 
+// See Note [Launch bounds].
 template <class T, class Geometry>
-__global__ void __launch_bounds__(Geometry::kBlockThreads)
+constexpr int register_row_registers() {
+  if (Geometry::kPackets == 1) return sizeof(T) == 8 ? 80 : 64;
+  if (Geometry::kThreads == 128) return sizeof(T) == 8 ? 96 : 80;
+  if (Geometry::kPackets == 4 && sizeof(T) == 4) return Geometry::kThreads == 512 ? 64 : 80;
+  return 128;
+}
+
+template <class T, class Geometry>
+__global__ void __launch_bounds__(Geometry::kBlockThreads,
+                                  min_blocks(Geometry::kBlockThreads, register_row_registers<T, Geometry>()))
     cross_entropy_register_rows_kernel(const __grid_constant__ CrossEntropyParams params) {
   using A = Accumulation<T>;
   constexpr int kElements = kPacketElements<T>;
