@@ -8,6 +8,7 @@
 
 #include "cross_entropy_row.cuh"
 #include "launch.h"
+#include "launch_bounds.h"
 
 namespace fused_losses::cuda {
 namespace {
@@ -53,8 +54,24 @@ struct PositionGroup {
   }
 };
 
+// See Note [Launch bounds].
 template <class T, int kPositions, bool kDense>
-__global__ void __launch_bounds__(kInnerBlockThreads)
+constexpr int inner_registers() {
+  if (kPositions == 1 && sizeof(T) <= 4) return kDense ? 80 : 64;
+  if (kPositions == 1) return kDense ? 128 : 80;
+  switch (sizeof(T)) {
+    case 2:
+      return kDense ? 255 : 168;
+    case 4:
+      return kDense ? 128 : 96;
+    default:
+      return kDense ? 168 : 128;
+  }
+}
+
+template <class T, int kPositions, bool kDense>
+__global__ void __launch_bounds__(kInnerBlockThreads,
+                                  min_blocks(kInnerBlockThreads, inner_registers<T, kPositions, kDense>()))
     cross_entropy_inner_kernel(const __grid_constant__ CrossEntropyParams params) {
   using A = Accumulation<T>;
   using Group = PositionGroup<T, kPositions>;

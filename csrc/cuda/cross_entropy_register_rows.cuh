@@ -7,6 +7,7 @@
 
 #include "cross_entropy_row.cuh"
 #include "launch.h"
+#include "launch_bounds.h"
 #include "packet_window.cuh"
 #include "reduce.h"
 
@@ -25,8 +26,18 @@ struct RowGeometry {
   static_assert(kWithinWarp || kRowsPerBlock == 1, "a block's barrier must belong to one row");
 };
 
+// See Note [Launch bounds].
 template <class T, class Geometry>
-__global__ void __launch_bounds__(Geometry::kBlockThreads)
+constexpr int register_row_registers() {
+  if (Geometry::kPackets == 1) return sizeof(T) == 8 ? 80 : 64;
+  if (Geometry::kThreads == 128) return sizeof(T) == 8 ? 96 : 80;
+  if (Geometry::kPackets == 4 && sizeof(T) == 4) return Geometry::kThreads == 512 ? 64 : 80;
+  return 128;
+}
+
+template <class T, class Geometry>
+__global__ void __launch_bounds__(Geometry::kBlockThreads,
+                                  min_blocks(Geometry::kBlockThreads, register_row_registers<T, Geometry>()))
     cross_entropy_register_rows_kernel(const __grid_constant__ CrossEntropyParams params) {
   using A = Accumulation<T>;
   constexpr int kElements = kPacketElements<T>;
@@ -45,10 +56,18 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads)
     const int64_t inner = position - outer * params.inner_size;
     const T* logits = static_cast<const T*>(params.logits) + params.logits_layout.offset(outer, inner);
     const PacketWindow<T, int> window(logits, exists ? static_cast<int>(params.num_classes) : 0);
+    // All packets are asked for before any is looked at.
     Packet<T> row[Geometry::kPackets];
 #pragma unroll
     for (int i = 0; i < Geometry::kPackets; ++i) {
-      row[i] = window.template load<false>(thread + i * Geometry::kThreads, outside);
+      row[i] = window.template load_whole<false>(thread + i * Geometry::kThreads, outside);
+    }
+    A x[Geometry::kPackets][kElements];
+#pragma unroll
+    for (int i = 0; i < Geometry::kPackets; ++i) {
+      window.load_partial(thread + i * Geometry::kThreads, row[i]);
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) x[i][k] = to_accumulation(row[i].elements[k]);
     }
     RowTarget<A> target;
     A target_logit = 0;
@@ -59,7 +78,7 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads)
     for (int i = 0; i < Geometry::kPackets; ++i) {
 #pragma unroll
       for (int k = 0; k < kElements; ++k) {
-        statistics.max = max_of(statistics.max, to_accumulation(row[i].elements[k]));
+        statistics.max = max_of(statistics.max, x[i][k]);
       }
     }
     statistics.max = max_of_lanes<Geometry::kLanes>(statistics.max);
@@ -68,7 +87,7 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads)
     for (int i = 0; i < Geometry::kPackets; ++i) {
 #pragma unroll
       for (int k = 0; k < kElements; ++k) {
-        statistics.sum += exp_of_shifted<T>(to_accumulation(row[i].elements[k]) - shift);
+        statistics.sum += exp_of_shifted<T>(x[i][k] - shift);
       }
     }
     statistics = merge_group<Geometry::kThreads, false>(statistics);
@@ -90,8 +109,8 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads)
       Packet<T> values;
 #pragma unroll
       for (int k = 0; k < kElements; ++k) {
-        values.elements[k] =
-            gradient.at(to_accumulation(row[i].elements[k]), target_class >= 0 && c + k == target_class, A(0));
+        // Without a point mass the target class is -1: no element of the row.
+        values.elements[k] = gradient.at(x[i][k], k == target_class - c, A(0));
       }
       window.store(packet, values, gradients);
     }

@@ -8,6 +8,7 @@
 
 #include "cross_entropy_row.cuh"
 #include "launch.h"
+#include "launch_bounds.h"
 #include "packet_window.cuh"
 
 namespace fused_losses::cuda {
@@ -99,9 +100,19 @@ struct SweptRow {
 template <int kThreads>
 constexpr int kSweepBlockThreads = kThreads > 128 ? kThreads : 128;
 
+// See Note [Launch bounds].
+template <class T, int kThreads, bool kDense, bool kBackward>
+constexpr int sweep_registers() {
+  if (kThreads <= 128) return sizeof(T) == 4 ? 80 : sizeof(T) == 2 && !kDense ? 96 : 128;
+  const bool is_small = kDense ? sizeof(T) <= 4 : sizeof(T) == 4 && kBackward;
+  return is_small && !kBlackwell ? 64 : 128;
+}
+
 // kThreads share a row: some lanes of a warp, or a block.
 template <class T, int kThreads, bool kDense>
-__global__ void __launch_bounds__(kSweepBlockThreads<kThreads>)
+__global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
+                                  min_blocks(kSweepBlockThreads<kThreads>,
+                                             sweep_registers<T, kThreads, kDense, false>()))
     cross_entropy_swept_rows_kernel(const __grid_constant__ CrossEntropyParams params) {
   using A = Accumulation<T>;
   constexpr int kRowsPerBlock = kSweepBlockThreads<kThreads> / kThreads;
@@ -134,7 +145,9 @@ __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>)
 }
 
 template <class T, int kThreads, bool kDense>
-__global__ void __launch_bounds__(kSweepBlockThreads<kThreads>)
+__global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
+                                  min_blocks(kSweepBlockThreads<kThreads>,
+                                             sweep_registers<T, kThreads, kDense, true>()))
     cross_entropy_rows_backward_kernel(const __grid_constant__ CrossEntropyParams params) {
   using A = Accumulation<T>;
   constexpr int kRowsPerBlock = kSweepBlockThreads<kThreads> / kThreads;

@@ -8,6 +8,7 @@
 #include "../core/binary_cross_entropy_formulas.h"
 #include "element.h"
 #include "launch.h"
+#include "launch_bounds.h"
 #include "reduce.h"
 
 namespace fused_losses::cuda {
@@ -117,9 +118,15 @@ __device__ __forceinline__ void load_broadcast(const BroadcastOperand& operand, 
   }
 }
 
+// See Note [Launch bounds].
+template <class T>
+constexpr int kElementwiseRegisters = kBlackwell       ? 128
+                                      : sizeof(T) == 4 ? 64
+                                                       : 80;
+
 // T: input and gradient; U: target, losses and grad_output.
 template <class T, class U, class Formula>
-__global__ void __launch_bounds__(kElementwiseThreads)
+__global__ void __launch_bounds__(kElementwiseThreads, min_blocks(kElementwiseThreads, kElementwiseRegisters<T>))
     elementwise_loss_kernel(const __grid_constant__ BinaryCrossEntropyParams params) {
   using A = Accumulation<T>;
   constexpr int kCount = kPacketElements<T>;

@@ -4,12 +4,14 @@
 #include "../core/nll_loss.h"
 #include "element.h"
 #include "launch.h"
+#include "launch_bounds.h"
 #include "reduce.h"
 
 namespace fused_losses::cuda {
 namespace {
 
 constexpr int kBlockThreads = 256;
+constexpr int kThreadRegisters = kBlackwell ? 64 : 32;  // see Note [Launch bounds]
 
 // A position's class, or -1 where it is ignored.
 __device__ __forceinline__ int64_t target_class(const NLLLossParams& params, int64_t position) {
@@ -26,7 +28,8 @@ __device__ __forceinline__ A weight_of(const NLLLossParams& params, int64_t inde
 }
 
 template <class T>
-__global__ void __launch_bounds__(kBlockThreads) nll_loss_kernel(const __grid_constant__ NLLLossParams params) {
+__global__ void __launch_bounds__(kBlockThreads, min_blocks(kBlockThreads, kThreadRegisters))
+    nll_loss_kernel(const __grid_constant__ NLLLossParams params) {
   using A = Accumulation<T>;
   double block_loss = 0;
   for (int64_t position = int64_t(blockIdx.x) * kBlockThreads + threadIdx.x; position < params.num_positions;
@@ -47,7 +50,7 @@ __global__ void __launch_bounds__(kBlockThreads) nll_loss_kernel(const __grid_co
 }
 
 template <class T>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, min_blocks(kBlockThreads, kThreadRegisters))
     nll_loss_backward_kernel(const __grid_constant__ NLLLossParams params) {
   using A = Accumulation<T>;
   A scale = static_cast<A>(params.gradient_scale);

@@ -22,20 +22,37 @@ class PacketWindow {
   __device__ __forceinline__ I first_element(I packet) const { return packet * kElements - head_; }
   __device__ __forceinline__ bool holds(I element) const { return element >= 0 && element < count_; }
 
+  __device__ __forceinline__ bool is_whole(I packet) const {
+    const I first = first_element(packet);
+    return first >= 0 && first + kElements <= count_;
+  }
+
   // `outside` where an element does not belong to the row, or the packet does not.
   template <bool kCached>
   __device__ __forceinline__ Packet<T> load(I packet, T outside) const {
-    const I first = first_element(packet);
+    Packet<T> result = load_whole<kCached>(packet, outside);
+    load_partial(packet, result);
+    return result;
+  }
+
+  // The two steps of load: packets that lie in the row, and the elements of those that lie in it in part.
+  template <bool kCached>
+  __device__ __forceinline__ Packet<T> load_whole(I packet, T outside) const {
     const T* address = begin_ + packet * kElements;
-    if (first >= 0 && first + kElements <= count_) {
-      return kCached ? load_cached_packet(address) : load_packet(address);
-    }
+    if (is_whole(packet)) return kCached ? load_cached_packet(address) : load_packet(address);
     Packet<T> result;
 #pragma unroll
-    for (int k = 0; k < kElements; ++k) {
-      result.elements[k] = holds(first + k) ? address[k] : outside;
-    }
+    for (int k = 0; k < kElements; ++k) result.elements[k] = outside;
     return result;
+  }
+  __device__ __forceinline__ void load_partial(I packet, Packet<T>& result) const {
+    const I first = first_element(packet);
+    if (is_whole(packet) || first >= count_) return;
+    const T* address = begin_ + packet * kElements;
+#pragma unroll
+    for (int k = 0; k < kElements; ++k) {
+      if (holds(first + k)) result.elements[k] = address[k];
+    }
   }
 
   // Stores the packet's elements to `row` (a row of its own, or the same one).
