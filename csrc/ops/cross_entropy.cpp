@@ -1,12 +1,11 @@
 // fused_losses::cross_entropy and its variants on the CPU. See core/cross_entropy.h for the mathematics and
 // fused_losses/autograd/cross_entropy.py for how the variants make a differentiable function.
 #include <algorithm>
-#include <tuple>
 
 #include "../cpu/capability.h"
 #include "cpu_target_check.h"
 #include "cpu_tensors.h"
-#include "cross_entropy_problem.h"
+#include "cross_entropy_operators.h"
 #include "parallel.h"
 
 namespace fused_losses {
@@ -95,62 +94,9 @@ class Call : public CrossEntropyProblem {
   double denominator_ = 1;
 };
 
-Tensor cross_entropy(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
-                     int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote) {
-  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
-  call.params.mode = CrossEntropyMode::Loss;
-  return call.run_to_loss();
-}
-
-std::tuple<Tensor, Tensor> cross_entropy_with_gradient(const Tensor& logits, const Tensor& target,
-                                                       const std::optional<Tensor>& class_weight, int64_t reduction,
-                                                       int64_t ignore_index, double label_smoothing, bool promote) {
-  const Reduction kind = to_reduction(reduction);
-  if (kind == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
-  Call call(logits, target, class_weight, {kind, ignore_index, label_smoothing, promote}, true);
-  Tensor gradient = call.new_gradient();
-  call.params.mode = CrossEntropyMode::LossAndGradient;
-  Tensor loss = call.run_to_loss();
-  return {loss, gradient};
-}
-
-std::tuple<Tensor, Tensor> cross_entropy_with_statistics(const Tensor& logits, const Tensor& target,
-                                                         const std::optional<Tensor>& class_weight, int64_t reduction,
-                                                         int64_t ignore_index, double label_smoothing, bool promote) {
-  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
-  call.params.mode = CrossEntropyMode::Loss;
-  const Tensor statistics = call.new_statistics();
-  return {call.run_to_loss(), statistics};
-}
-
-Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
-                              const std::optional<Tensor>& class_weight, const Tensor& statistics, int64_t reduction,
-                              int64_t ignore_index, double label_smoothing, bool promote) {
-  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);
-  call.set_backward(grad_output, statistics);
-  Tensor gradient = call.new_gradient();
-  call.run();
-  return gradient;
-}
-
-void cross_entropy_backward_over_logits(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
-                                        const std::optional<Tensor>& class_weight, const Tensor& statistics,
-                                        int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote) {
-  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
-  call.set_backward(grad_output, statistics);
-  call.overwrite_logits(logits);
-  call.run();
-}
-
 }  // namespace
 }  // namespace fused_losses
 
 STABLE_TORCH_LIBRARY_IMPL(fused_losses, CPU, library) {
-  using namespace fused_losses;
-  library.impl("cross_entropy", TORCH_BOX(&cross_entropy));
-  library.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy));
-  library.impl("cross_entropy_with_gradient", TORCH_BOX(&cross_entropy_with_gradient));
-  library.impl("cross_entropy_with_statistics", TORCH_BOX(&cross_entropy_with_statistics));
-  library.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
-  library.impl("cross_entropy_backward_over_logits", TORCH_BOX(&cross_entropy_backward_over_logits));
+  fused_losses::CrossEntropyOperators<fused_losses::Call>::implement(library);
 }

@@ -1,8 +1,6 @@
 // fused_losses::cross_entropy and its variants on CUDA. See core/cross_entropy.h for the mathematics and
 // fused_losses/autograd/cross_entropy.py for how the variants make a differentiable function.
-#include <tuple>
-
-#include "../cross_entropy_problem.h"
+#include "../cross_entropy_operators.h"
 #include "device.h"
 
 namespace fused_losses::cuda {
@@ -69,53 +67,6 @@ class Call : public CrossEntropyProblem {
   const double* denominator_ = nullptr;
 };
 
-Tensor loss(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight, int64_t reduction,
-            int64_t ignore_index, double label_smoothing, bool promote) {
-  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
-  call.params.mode = CrossEntropyMode::Loss;
-  return call.run_to_loss();
-}
-
-std::tuple<Tensor, Tensor> with_gradient(const Tensor& logits, const Tensor& target,
-                                         const std::optional<Tensor>& class_weight, int64_t reduction,
-                                         int64_t ignore_index, double label_smoothing, bool promote) {
-  const Reduction kind = to_reduction(reduction);
-  if (kind == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
-  Call call(logits, target, class_weight, {kind, ignore_index, label_smoothing, promote}, true);
-  Tensor gradient = call.new_gradient();
-  call.params.mode = CrossEntropyMode::LossAndGradient;
-  Tensor loss = call.run_to_loss();
-  return {loss, gradient};
-}
-
-std::tuple<Tensor, Tensor> with_statistics(const Tensor& logits, const Tensor& target,
-                                           const std::optional<Tensor>& class_weight, int64_t reduction,
-                                           int64_t ignore_index, double label_smoothing, bool promote) {
-  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
-  call.params.mode = CrossEntropyMode::Loss;
-  const Tensor statistics = call.new_statistics();
-  return {call.run_to_loss(), statistics};
-}
-
-Tensor backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
-                const std::optional<Tensor>& class_weight, const Tensor& statistics, int64_t reduction,
-                int64_t ignore_index, double label_smoothing, bool promote) {
-  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);
-  call.set_backward(grad_output, statistics);
-  Tensor gradient = call.new_gradient();
-  call.run();
-  return gradient;
-}
-
-void backward_over_logits(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
-                          const std::optional<Tensor>& class_weight, const Tensor& statistics, int64_t reduction,
-                          int64_t ignore_index, double label_smoothing, bool promote) {
-  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
-  call.set_backward(grad_output, statistics);
-  call.overwrite_logits(logits);
-  call.run();
-}
-
 void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, const Tensor& logits, const Tensor& target,
                       const std::optional<Tensor>& class_weight, int64_t reduction, int64_t ignore_index,
                       double label_smoothing, bool promote) {
@@ -131,11 +82,6 @@ void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, const T
 
 STABLE_TORCH_LIBRARY_IMPL(FUSED_LOSSES_LIBRARY, FUSED_LOSSES_DISPATCH_KEY, library) {
   using namespace fused_losses::cuda;
-  library.impl("cross_entropy", TORCH_BOX(&loss));
-  library.impl("cross_entropy_forward", TORCH_BOX(&loss));
-  library.impl("cross_entropy_with_gradient", TORCH_BOX(&with_gradient));
-  library.impl("cross_entropy_with_statistics", TORCH_BOX(&with_statistics));
-  library.impl("cross_entropy_backward", TORCH_BOX(&backward));
-  library.impl("cross_entropy_backward_over_logits", TORCH_BOX(&backward_over_logits));
+  fused_losses::CrossEntropyOperators<Call>::implement(library);
   library.impl("cross_entropy_rescale_gradient", TORCH_BOX(&rescale_gradient));
 }
