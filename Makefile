@@ -1,5 +1,6 @@
 # make demo   set up, build, train on real data with torch's losses and with the fused ones, compare
 # make test   set up, build, run the tests
+# make sanitizers   those tests that run the CUDA kernels under sanitizers, and that find faults planted in them
 #
 # Variables: PYTHON (the interpreter that makes the virtual environment), VENV (where it is made), TORCH (the torch to
 # install, any requirement that pip understands from 2.10 on: TORCH=torch==2.14.1), PYTEST_ARGS, BENCH_ARGS.
@@ -12,11 +13,13 @@ BENCH_ARGS ?=
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh csrc/*/*/*.cpp csrc/*/*/*.h)
-CXX_TESTS = $(wildcard tests/cuda/emulation/*.cpp tests/cuda/emulation/*.h)
+CXX_TESTS = $(wildcard tests/cuda/emulation/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*/*.h)
 SOURCES = setup.py pyproject.toml fused_losses/_version.py $(CXX_FILES)
 PYTHON_FILES = setup.py fused_losses tests benchmarks examples
 
-.PHONY: demo test memcheck bench lint format clean install
+.PHONY: demo test sanitizers memcheck bench lint format clean install
+
+.PHONY: demo test sanitizers memcheck bench lint format clean install
 
 demo: install
 	$(VENV)/bin/python -m examples
@@ -27,6 +30,10 @@ test: install
 # On a GPU, with compute-sanitizer from the CUDA toolkit.
 memcheck: install
 	compute-sanitizer --error-exitcode 1 $(VENV)/bin/python -m pytest tests/functional tests/cuda/test_on_gpu.py -k "cuda" -x
+
+sanitizers: install
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/cuda/test_emulation.py \
+	  tests/cuda/test_kernels_under_sanitizers.py tests/cuda/test_planted_kernel_faults.py
 
 bench: install
 	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)

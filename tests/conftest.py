@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import emulated_cuda
 import pytest
 import torch
+from compilation import emulation_unavailable
 from hypothesis import settings
 
 import fused_losses
@@ -21,7 +22,7 @@ settings.load_profile("reproducible")
 
 
 def pytest_report_header(config):
-    emulation = emulated_cuda.unavailable()
+    emulation = emulation_unavailable()
     lines = [
         "fused_losses: the CUDA kernels run under emulation"
         if emulation is None
@@ -41,8 +42,8 @@ def device(request, monkeypatch):
     """What a test passes on as `device`; with "emulated" the CUDA kernels compute on CPU tensors."""
     if request.param != "emulated":
         return request.param
-    if emulated_cuda.unavailable() is not None:
-        pytest.skip(f"no emulation: {emulated_cuda.unavailable()}")
+    if emulation_unavailable() is not None:
+        pytest.skip(f"no emulation: {emulation_unavailable()}")
     if request.node.get_closest_marker("slow") is not None:
         pytest.skip("gigabytes under emulation would take hours")
     emulated_cuda.use(monkeypatch, request.node.nodeid)

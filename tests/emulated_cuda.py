@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shlex
-import shutil
-import subprocess
-import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
+from compilation import EMULATION, ROOT, compile_source, link
 from torch.utils.cpp_extension import include_paths
 
 from fused_losses import _ops
 from fused_losses.autograd import backward
 
-ROOT = Path(__file__).parents[1]
-EMULATION = ROOT / "tests" / "cuda" / "emulation"
 BUILD = ROOT / "build" / "emulated_cuda"
-COMPILER = shlex.split(os.environ.get("CXX", "g++"))
 FLAGS = [
     *("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
     *("-Wno-unused-parameter", "-Wno-unknown-pragmas"),
@@ -45,48 +39,18 @@ OPERATORS = [
 ORDERS = ["ascending", "descending", "random", "warps"]
 
 
-@cache
-def unavailable() -> str | None:
-    """Why there is no emulation here, or nothing."""
-    if sys.platform != "linux":
-        return "it switches stacks as Linux allows"
-    if shutil.which(COMPILER[0]) is None:
-        return f"there is no compiler {COMPILER[0]}"
-    return None
-
-
-def newest(paths: list[Path]) -> float:
-    return max(path.stat().st_mtime for path in paths)
-
-
 def build() -> Path:
-    """The library; what has not changed is not compiled again."""
-    library = BUILD / f"emulated_cuda-torch{torch.__version__}.so"
-    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh"), *EMULATION.glob("*.h"), Path(__file__)]
-    newest_header = newest(headers)
+    """The library."""
 
-    def compile_source(source: Path) -> Path:
-        relative = source.relative_to(ROOT).with_suffix(".o")
-        target = BUILD / torch.__version__ / relative
-        if target.exists() and target.stat().st_mtime > max(newest_header, source.stat().st_mtime):
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        run([*COMPILER, *FLAGS, "-x", "c++", "-c", str(source), "-o", str(target)])
-        return target
+    def compile_unit(source: Path) -> Path:
+        target = BUILD / torch.__version__ / source.relative_to(ROOT).with_suffix(".o")
+        return compile_source(source, target, FLAGS)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        objects = list(pool.map(compile_source, [*KERNELS, *OPERATORS]))
-    if not library.exists() or library.stat().st_mtime < newest(objects):
-        torch_libraries = Path(torch.__file__).parent / "lib"
-        links = [f"-L{torch_libraries}", "-ltorch_cpu", "-lc10", "-ltorch"]
-        run([*COMPILER, "-shared", *map(str, objects), "-o", str(library), *links])
-    return library
-
-
-def run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise RuntimeError(f"{shlex.join(command)}\n{result.stderr[-4000:]}")
+        objects = list(pool.map(compile_unit, [*KERNELS, *OPERATORS]))
+    torch_libraries = Path(torch.__file__).parent / "lib"
+    library = BUILD / f"emulated_cuda-torch{torch.__version__}.so"
+    return link(objects, library, ["-shared", f"-L{torch_libraries}", "-ltorch_cpu", "-lc10", "-ltorch"])
 
 
 @cache

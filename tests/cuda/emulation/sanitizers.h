@@ -20,7 +20,10 @@
 
 #ifdef FUSED_LOSSES_ADDRESS_SANITIZER
 #include <sanitizer/asan_interface.h>
+#endif
+#if defined(FUSED_LOSSES_ADDRESS_SANITIZER) || defined(FUSED_LOSSES_THREAD_SANITIZER)
 #include <sanitizer/common_interface_defs.h>
+#define FUSED_LOSSES_SANITIZER 1
 #endif
 #ifdef FUSED_LOSSES_THREAD_SANITIZER
 #include <sanitizer/tsan_interface.h>
@@ -50,6 +53,13 @@ inline void poison(const void*, size_t) {}
 inline void unpoison(const void*, size_t) {}
 inline void leave_stack(void**, const void*, size_t) {}
 inline void enter_stack(void*, const void**, size_t*) {}
+#endif
+
+// Called where a sanitizer ends the program.
+#ifdef FUSED_LOSSES_SANITIZER
+inline void before_death(void (*callback)()) { __sanitizer_set_death_callback(callback); }
+#else
+inline void before_death(void (*)()) {}
 #endif
 
 // Note [Races]

@@ -1,0 +1,133 @@
+// The shapes and options that reach every kernel of cross-entropy, every geometry and every tail.
+#pragma once
+
+#include "cross_entropy.h"
+
+namespace fused_losses::kernel_checks {
+
+// Six ways of asking for a loss.
+constexpr int kNumKinds = 6;
+inline void set_kind(CrossEntropyCase& test, int kind) {
+  test.kind = static_cast<TargetKind>(kind / 2);
+  test.weighted = kind % 2 == 1;
+  test.mean = kind == 0 || kind == 4;
+  test.index_type = kind % 2 == 0 ? IndexType::Int64 : test.classes < 256 ? IndexType::UInt8 : IndexType::Int32;
+  test.accumulated_probability = kind == 5;
+  test.label_smoothing = kind == 2 || kind == 3 || kind == 5 ? 0.1 : 0;
+}
+
+class CrossEntropyCases {
+ public:
+  explicit CrossEntropyCases(DType dtype) : dtype_(dtype), packet_(packet_elements(dtype)) {}
+
+  void run() const {
+    few_classes();
+    ends_of_geometries();
+    alignments();
+    row_layouts();
+    inner_axes();
+  }
+
+ private:
+  static void run(CrossEntropyCase test, int kind) {
+    set_kind(test, kind);
+    CrossEntropyCheck(test).run();
+  }
+
+  // The longest row that never touches more than so many packets: it does where it begins before a boundary.
+  int64_t longest(int64_t packets) const { return (packets - 1) * packet_ + 1; }
+
+  // Two blocks go round again, and the last round is short: see SMALL_GRID in sanitized_kernels.py.
+  int64_t rows_for(int64_t classes) const {
+    if (classes <= longest(2)) return 129;
+    if (classes <= longest(8)) return 65;
+    if (classes <= longest(16)) return 17;
+    return classes <= longest(128) ? 9 : 3;
+  }
+
+  void few_classes() const {
+    for (const int64_t classes : {1, 2, 3, 5, 10, 33}) {
+      for (int kind = 0; kind < kNumKinds; ++kind) run({dtype_, rows_for(classes), classes}, kind);
+    }
+    for (const int kind : {1, 3, 5}) run({dtype_, 9, 129}, kind);
+    for (const int kind : {0, 2, 4}) run({dtype_, 3, 600}, kind);
+  }
+
+  // The register kernels' geometries end at these numbers of packets, the sweep's at 8 and 256.
+  void ends_of_geometries() const {
+    for (const int64_t packets : {2, 4, 8, 16, 32, 128, 512, 2048, 4096}) {
+      CrossEntropyCase last{dtype_, rows_for(longest(packets)), longest(packets)};
+      last.logits_past_alignment = last.gradient_past_alignment = packet_ - 1;
+      run(last, packets % 3 == 1 ? 0 : 1);
+      CrossEntropyCase next{dtype_, rows_for(longest(packets) + 1), longest(packets) + 1};
+      next.logits_past_alignment = packet_ - 1;
+      run(next, packets % 3 == 1 ? 1 : 0);
+    }
+    for (const int64_t packets : {8, 256, 600}) {
+      CrossEntropyCase last{dtype_, rows_for(longest(packets)), longest(packets)};
+      last.logits_past_alignment = packet_ - 1;
+      run(last, 3);
+      run({dtype_, rows_for(longest(packets) + 1), longest(packets) + 1}, 5);
+    }
+  }
+
+  void alignments() const {
+    for (int64_t past = 0; past < 8; ++past) {
+      CrossEntropyCase test{dtype_, 3, past % 2 == 0 ? 33 : 10};
+      test.logits_past_alignment = test.gradient_past_alignment = past;
+      run(test, 0);
+      run(test, 2);
+      test.gradient_past_alignment = 7 - past;
+      run(test, 1);
+      run(test, 4);
+    }
+  }
+
+  void row_layouts() const {
+    CrossEntropyCase test{dtype_, 3, 21, 5};  // channels last
+    run(test, 1);
+    test.logits_gap = 3;
+    run(test, 2);
+    run(test, 5);
+    CrossEntropyCase one_outer{dtype_, 1, 9, 7};  // as (N, C) comes
+    one_outer.logits_gap = packet_ - 1;
+    one_outer.gradient_gap = 1;
+    run(one_outer, 0);
+    run(one_outer, 3);
+  }
+
+  void inner_axes() const {
+    for (const int64_t classes : {1, 2, 5, 8}) {
+      for (const int64_t inner : {8, 12, 7}) {  // whole packets, a tail for the 16-bit types, classes not aligned
+        const CrossEntropyCase test{dtype_, 2, classes, inner, false};
+        for (int kind = classes % 2; kind < kNumKinds; kind += 2) run(test, kind);
+      }
+    }
+    CrossEntropyCase padded{dtype_, 3, 5, packet_ + 1, false};  // packets with a tail
+    padded.logits_gap = padded.gradient_gap = packet_ - 1;
+    run(padded, 1);
+    run(padded, 5);
+    padded.gradient_gap = 0;  // and none, as the gradient has no room for them
+    run(padded, 2);
+    CrossEntropyCase shifted{dtype_, 3, 2, 8, false};  // only the first of three is aligned
+    shifted.outer_gap = 1;
+    run(shifted, 0);
+    run(shifted, 4);
+    for (int64_t past = 1; past < 8; ++past) {
+      CrossEntropyCase misaligned{dtype_, 1, 3, 16, false};
+      misaligned.logits_past_alignment = past;
+      run(misaligned, 0);
+      std::swap(misaligned.logits_past_alignment, misaligned.gradient_past_alignment);
+      run(misaligned, 3);
+    }
+    run({dtype_, 1, 3, 260 * packet_, false}, 0);  // round again, in packets
+    CrossEntropyCase single{dtype_, 1, 3, 259, false};
+    single.logits_gap = 2;
+    run(single, 4);
+  }
+
+  DType dtype_;
+  int64_t packet_;
+};
+
+}  // namespace fused_losses::kernel_checks

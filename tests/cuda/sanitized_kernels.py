@@ -1,0 +1,60 @@
+"""The program of tests/cuda/emulation/kernels.cpp, with the CUDA kernels as they are or with faults planted in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compilation import EMULATION, ROOT
+from sanitized_programs import BUILD, Program, Unit
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Text that stands exactly once in a file of csrc, and what takes its place."""
+
+    file: str
+    before: str
+    after: str
+
+
+# Two blocks instead of 8192: a few rows are enough for every loop to go round again.
+SMALL_GRID = (
+    Edit("cuda/launch.h", "kMaxBlocks = 8192", "kMaxBlocks = 2"),
+    Edit("cuda/kernels.h", "kMaxBlockSums = 8192", "kMaxBlockSums = 2"),
+)
+
+
+def edited_sources(name: str, edits: tuple[Edit, ...]) -> Path:
+    """A copy of csrc/core and csrc/cuda. A file that is as it was keeps its time: its objects are up to date."""
+    folder = BUILD / "sources" / name
+    sources = {
+        path.relative_to(ROOT / "csrc").as_posix(): path.read_text()
+        for part in ("core", "cuda")
+        for path in (ROOT / "csrc" / part).iterdir()
+    }
+    for edit in edits:
+        count = sources[edit.file].count(edit.before)
+        assert count == 1, f"{edit.file} has {count} times: {edit.before}"
+        sources[edit.file] = sources[edit.file].replace(edit.before, edit.after)
+    for file, text in sources.items():
+        copy = folder / file
+        if not copy.exists() or copy.read_text() != text:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(text)
+    return folder
+
+
+def kernels_program(optimization: str = "-O1") -> Program:
+    csrc = edited_sources("kernels", SMALL_GRID)
+    kernels = [Unit(source, optimization) for source in sorted((csrc / "cuda").glob("*.cu"))]
+    return Program("kernels", (*kernels, Unit(EMULATION / "kernels.cpp", optimization, include=csrc)))
+
+
+def faulty_program(name: str, correct: Program, faulty: str, edits: tuple[Edit, ...]) -> Program:
+    """The same program with one file of csrc/cuda made of edited sources."""
+    csrc = edited_sources(name, (*SMALL_GRID, *edits))
+    replacement = Unit(csrc / "cuda" / faulty, "-O0")  # it is compiled more often than it is run
+    units = tuple(replacement if unit.source.name == faulty else unit for unit in correct.units)
+    assert replacement in units
+    return Program(f"kernels-{name}", units)
