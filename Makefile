@@ -19,8 +19,6 @@ PYTHON_FILES = setup.py fused_losses tests benchmarks examples
 
 .PHONY: demo test sanitizers memcheck bench lint format clean install
 
-.PHONY: demo test sanitizers memcheck bench lint format clean install
-
 demo: install
 	$(VENV)/bin/python -m examples
 
