@@ -5,6 +5,7 @@ from __future__ import annotations
 import emulated_cuda
 import pytest
 import torch
+from compilation import emulation_unavailable
 from losses import BINARY_CROSS_ENTROPY, BINARY_CROSS_ENTROPY_WITH_LOGITS, CROSS_ENTROPY, NLL_LOSS, sample
 from parity import run
 
@@ -13,8 +14,8 @@ from fused_losses import _ops
 
 @pytest.fixture(autouse=True)
 def emulated(request, monkeypatch):
-    if emulated_cuda.unavailable() is not None:
-        pytest.skip(f"no emulation: {emulated_cuda.unavailable()}")
+    if emulation_unavailable() is not None:
+        pytest.skip(f"no emulation: {emulation_unavailable()}")
     emulated_cuda.use(monkeypatch, request.node.nodeid)
 
 

@@ -102,24 +102,24 @@ FAULTS = {
     "packet_load_past_the_row": in_cross_entropy(
         edit(
             "packet_window.cuh",
-            "first + kElements <= count_) {",
-            "first + kElements <= count_ + 1) {",
+            "return first >= 0 && first + kElements <= count_;",
+            "return first >= 0 && first + kElements <= count_ + 1;",
         ),
         ("address", "ascending", OVERFLOW),
     ),
     "packet_load_before_the_row": in_cross_entropy(
         edit(
             "packet_window.cuh",
-            "if (first >= 0 && first + kElements <= count_) {",
-            "if (first + kElements <= count_) {",
+            "return first >= 0 && first + kElements <= count_;",
+            "return first + kElements <= count_;",
         ),
         ("plain", "ascending", "sum of block losses[0] is"),
     ),
     "elements_outside_the_row_are_read": in_cross_entropy(  # and dropped
         edit(
             "packet_window.cuh",
-            "result.elements[k] = holds(first + k) ? address[k] : outside;",
-            "const T element = address[k];\n      result.elements[k] = holds(first + k) ? element : outside;",
+            "if (holds(first + k)) result.elements[k] = address[k];",
+            "const T element = address[k];\n      if (holds(first + k)) result.elements[k] = element;",
         ),
         ("address", "ascending", OVERFLOW),
     ),
@@ -207,7 +207,12 @@ def runs() -> Iterator[dict[tuple[str, str, str], Future]]:
     started = {CORRECT: programs.start("plain", correct["plain"], "ascending", "0", "all", "float32")}
     for name, flavor, order, _ in RUNS:
         fault = FAULTS[name]
-        program = faulty_program(name, correct[flavor], fault.compiled, fault.edits)
+        try:
+            program = faulty_program(name, correct[flavor], fault.compiled, fault.edits)
+        except AssertionError as error:  # the kernels have changed: this fault's own test shall say so
+            started[name, flavor, order] = Future()
+            started[name, flavor, order].set_exception(error)
+            continue
         # One race is enough.
         started[name, flavor, order] = programs.start(
             flavor, program, order, "0", fault.section, "float32", TSAN_OPTIONS="halt_on_error=1"
