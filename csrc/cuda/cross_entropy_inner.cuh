@@ -61,7 +61,7 @@ constexpr int inner_registers() {
   if (kPositions == 1) return kDense ? 128 : 80;
   switch (sizeof(T)) {
     case 2:
-      return kDense ? 255 : 168;
+      return kDense && !kBlackwell ? 255 : 168;
     case 4:
       return kDense ? 128 : 96;
     default:

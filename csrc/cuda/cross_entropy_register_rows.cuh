@@ -30,9 +30,9 @@ struct RowGeometry {
 template <class T, class Geometry>
 constexpr int register_row_registers() {
   if (Geometry::kPackets == 1) return sizeof(T) == 8 ? 80 : 64;
-  if (Geometry::kThreads == 128) return sizeof(T) == 8 ? 96 : 80;
-  if (Geometry::kPackets == 4 && sizeof(T) == 4) return Geometry::kThreads == 512 ? 64 : 80;
-  return 128;
+  if (Geometry::kPackets == 4 && sizeof(T) == 4) return Geometry::kThreads == 32 ? 80 : 64;
+  if (Geometry::kThreads == 512 || (Geometry::kThreads == 32 && kBlackwell)) return 128;
+  return sizeof(T) == 8 ? 96 : 80;
 }
 
 template <class T, class Geometry>

@@ -119,14 +119,17 @@ __device__ __forceinline__ void load_broadcast(const BroadcastOperand& operand, 
 }
 
 // See Note [Launch bounds].
-template <class T>
-constexpr int kElementwiseRegisters = kBlackwell       ? 128
-                                      : sizeof(T) == 4 ? 64
-                                                       : 80;
+template <class T, bool kWeighted>
+constexpr int elementwise_registers() {
+  if (kWeighted) return kBlackwell ? 128 : sizeof(T) == 4 ? 64 : 80;
+  return kBlackwell || sizeof(T) == 2 ? 64 : 48;
+}
 
-// T: input and gradient; U: target, losses and grad_output.
-template <class T, class U, class Formula>
-__global__ void __launch_bounds__(kElementwiseThreads, min_blocks(kElementwiseThreads, kElementwiseRegisters<T>))
+// T: input and gradient; U: target, losses and grad_output. Without a weight and a pos_weight a thread takes half the
+// registers, so that twice as many threads are resident.
+template <class T, class U, class Formula, bool kWeighted>
+__global__ void __launch_bounds__(kElementwiseThreads,
+                                  min_blocks(kElementwiseThreads, elementwise_registers<T, kWeighted>()))
     elementwise_loss_kernel(const __grid_constant__ BinaryCrossEntropyParams params) {
   using A = Accumulation<T>;
   constexpr int kCount = kPacketElements<T>;
@@ -156,8 +159,10 @@ __global__ void __launch_bounds__(kElementwiseThreads, min_blocks(kElementwiseTh
     load_elements(targets + first, count, is_aligned(targets), y);
 #pragma unroll
     for (int k = 0; k < kCount; ++k) weight[k] = pos_weight[k] = A(1);
-    if (params.weight.data != nullptr) load_broadcast(params.weight, first, count, weight);
-    if (params.pos_weight.data != nullptr) load_broadcast(params.pos_weight, first, count, pos_weight);
+    if constexpr (kWeighted) {
+      if (params.weight.data != nullptr) load_broadcast(params.weight, first, count, weight);
+      if (params.pos_weight.data != nullptr) load_broadcast(params.pos_weight, first, count, pos_weight);
+    }
 
     A values[kCount];
     A derivatives[kCount];
@@ -191,7 +196,9 @@ __global__ void __launch_bounds__(kElementwiseThreads, min_blocks(kElementwiseTh
 template <class T, class U, class Formula>
 int64_t launch_elementwise(const BinaryCrossEntropyParams& params, Stream stream) {
   const int64_t blocks = blocks_for(params.num_elements, int64_t(kElementwiseThreads) * kPacketElements<T>);
-  launch(elementwise_loss_kernel<T, U, Formula>, blocks, kElementwiseThreads, stream, params);
+  const bool weighted = params.weight.data != nullptr || params.pos_weight.data != nullptr;
+  launch(weighted ? elementwise_loss_kernel<T, U, Formula, true> : elementwise_loss_kernel<T, U, Formula, false>,
+         blocks, kElementwiseThreads, stream, params);
   return blocks;
 }
 

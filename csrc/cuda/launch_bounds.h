@@ -2,8 +2,8 @@
 //
 // Note [Launch bounds]
 // Told only the number of threads, nvcc aims at the register count that lets one more block reside, and spills where it
-// misses it by a few (CUDA C++ Programming Guide, Launch Bounds). So every kernel states a number that it gets by with
-// on all architectures. tests/cuda/test_static_evidence.py shows that nothing is spilled.
+// misses it by a few (CUDA C++ Programming Guide, Launch Bounds). So the kernels of the losses state a number that they
+// get by with. tests/cuda/test_static_evidence.py shows that nothing is spilled.
 #pragma once
 
 #include "device.h"

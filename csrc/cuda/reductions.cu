@@ -3,7 +3,6 @@
 #include "element.h"
 #include "kernels.h"
 #include "launch.h"
-#include "launch_bounds.h"
 #include "reduce.h"
 
 namespace fused_losses::cuda {
@@ -12,7 +11,6 @@ namespace {
 constexpr int kBlockThreads = 1024;
 constexpr int kTargetsPerThread = 8;
 constexpr int kScaleThreads = 256;
-constexpr int kThreadRegisters = kBlackwell ? 64 : 32;  // see Note [Launch bounds]
 
 static_assert(kMaxBlockSums == kMaxBlocks);
 
@@ -38,7 +36,7 @@ __device__ __forceinline__ void write_mean(const MeanOfTargets& mean, double den
 }
 
 template <class A>
-__global__ void __launch_bounds__(kBlockThreads, min_blocks(kBlockThreads, kThreadRegisters))
+__global__ void __launch_bounds__(kBlockThreads)
     weigh_targets_kernel(IndexTarget target, int64_t num_positions, MeanOfTargets mean, double* block_sums) {
   const double total = sum_of_block<kBlockThreads>(weigh<A>(target, num_positions));
   if (threadIdx.x != 0) return;
@@ -58,21 +56,19 @@ __device__ __forceinline__ double sum_of_values(const A* values, int64_t count) 
 }
 
 template <class A>
-__global__ void __launch_bounds__(kBlockThreads, min_blocks(kBlockThreads, kThreadRegisters))
+__global__ void __launch_bounds__(kBlockThreads)
     finish_mean_kernel(const double* block_sums, int64_t count, MeanOfTargets mean) {
   const double total = sum_of_values(block_sums, count);
   if (threadIdx.x == 0) write_mean<A>(mean, total);
 }
 
 template <class A>
-__global__ void __launch_bounds__(kBlockThreads, min_blocks(kBlockThreads, kThreadRegisters))
-    sum_class_weights_kernel(IndexTarget target, double* result) {
+__global__ void __launch_bounds__(kBlockThreads) sum_class_weights_kernel(IndexTarget target, double* result) {
   const double total = sum_of_values(static_cast<const A*>(target.class_weight), target.num_classes);
   if (threadIdx.x == 0) *result = total;
 }
 
-__global__ void __launch_bounds__(kBlockThreads, min_blocks(kBlockThreads, kThreadRegisters))
-    reduce_losses_kernel(const __grid_constant__ LossReduction reduction) {
+__global__ void __launch_bounds__(kBlockThreads) reduce_losses_kernel(const __grid_constant__ LossReduction reduction) {
   const double sum = sum_of_values(reduction.block_losses, reduction.count);
   if (threadIdx.x != 0) return;
   const double loss = sum / (reduction.denominator != nullptr ? *reduction.denominator : reduction.divisor);
@@ -94,8 +90,7 @@ __global__ void __launch_bounds__(kBlockThreads, min_blocks(kBlockThreads, kThre
 
 // The gradient is dense and its memory begins aligned, as all memory that torch hands out does.
 template <class T>
-__global__ void __launch_bounds__(kScaleThreads, min_blocks(kScaleThreads, kThreadRegisters))
-    scale_gradient_kernel(const __grid_constant__ GradientScale scale) {
+__global__ void __launch_bounds__(kScaleThreads) scale_gradient_kernel(const __grid_constant__ GradientScale scale) {
   using A = Accumulation<T>;
   constexpr int kElements = kPacketElements<T>;
   const A factor = *static_cast<const A*>(scale.grad_output);

@@ -1,0 +1,66 @@
+"""The command line. It ends with status 1 where a kernel spills or a wide access is missing."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.cuda_resources.compilation import CompilationError, compile_all
+from benchmarks.cuda_resources.evidence import collect, complaints
+from benchmarks.cuda_resources.markdown import write_markdown
+from benchmarks.cuda_resources.occupancy import LIMITS
+from benchmarks.cuda_resources.toolchain import MissingToolError, find_toolchain
+
+ARCHITECTURES = (80, 86, 90, 100, 120)
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = argparse.ArgumentParser(
+        prog="python -m benchmarks.cuda_resources",
+        description="Compiles the CUDA kernels, without a GPU, and tabulates registers, spills, occupancy and the "
+        "width of memory accesses. Needs nvcc; nvdisasm (pip install nvidia-cuda-nvdisasm) for the machine code.",
+    )
+    cli.add_argument(
+        "--architectures",
+        type=architectures,
+        default=ARCHITECTURES,
+        metavar="LIST",
+        help=f"compute capabilities times ten, default {','.join(map(str, ARCHITECTURES))}",
+    )
+    cli.add_argument("--write", type=Path, metavar="FILE", help="write the tables there, not to the screen")
+    cli.add_argument("--jobs", type=int, default=2, help="compilers at a time, default 2")
+    return cli
+
+
+def architectures(text: str) -> tuple[int, ...]:
+    numbers = tuple(sorted({int(part) for part in text.split(",")}))
+    if unknown := set(numbers) - LIMITS.keys():
+        raise argparse.ArgumentTypeError(f"no limits are known for {sorted(unknown)}, only for {sorted(LIMITS)}")
+    return numbers
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    start = time.perf_counter()
+    try:
+        toolchain = find_toolchain()
+        units = compile_all(toolchain, options.architectures, jobs=options.jobs)
+    except (MissingToolError, CompilationError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    evidence = collect(toolchain, units)
+    tables = write_markdown(evidence, toolchain)
+    if options.write is None:
+        print(tables)
+    else:
+        options.write.write_text(tables)
+    wrong = complaints(evidence)
+    for complaint in wrong:
+        print(complaint, file=sys.stderr)
+    where = f"{len(evidence)} kernels on {len(options.architectures)} architectures"
+    print(f"{where}, {len(wrong)} complaints, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
