@@ -181,6 +181,16 @@ FAULTS = {
         "binary_cross_entropy",
         (("address", "ascending", OVERFLOW),),
     ),
+    "pos_weight_alone_is_forgotten": Fault(
+        edit(
+            "elementwise_loss.cuh",
+            "params.weight.data != nullptr || params.pos_weight.data != nullptr;",
+            "params.weight.data != nullptr;",
+        ),
+        "binary_cross_entropy_with_logits.cu",
+        "binary_cross_entropy",
+        (("plain", "ascending", "sum of block losses[0] is"),),
+    ),
     "scaled_packet_past_the_end": Fault(
         edit("reductions.cu", "first + kElements <= scale.num_elements", "first < scale.num_elements"),
         "reductions.cu",

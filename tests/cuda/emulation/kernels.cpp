@@ -51,7 +51,7 @@ void check_binary_losses(DType dtype) {
       BinaryCase test{dtype, dtype, with_logits, weight.num_elements(), 0, 1, weight, dtype};
       if (with_logits) test.pos_weight = {{weight.num_elements()}, {1}};
       BinaryCheck(test).run();
-      if (with_logits) std::swap(test.weight, test.pos_weight);
+      if (with_logits) test.pos_weight = std::exchange(test.weight, {});
       if (is_16_bit) test.target_dtype = test.weight_dtype = DType::Float32;
       BinaryCheck(test).run();
     }
