@@ -9,6 +9,7 @@ namespace fused_losses::cpu {
 namespace {
 
 constexpr int64_t kChunkClasses = 64;  // of a tile that are in the buffer at a time
+constexpr int64_t kSummedClasses = 8;  // that are summed before they are added to a larger sum
 constexpr int64_t kTileElements = kChunkClasses * kPositions;
 
 template <class T, class Mass, class Memory>
@@ -90,26 +91,37 @@ class TileKernel : private Positions<T, Mass> {
       Vec<A> max = old_max;
       for (int64_t c = 0; c < count; ++c) max = max_of(load(logits_ + c * kPositions + v), max);
       const Vec<A> shift = finite_shifts<A>(max);
-      // A chunk is summed by itself first: thousands of classes in one float would lose the small ones.
+      // Sums of a few classes, then of a chunk, then of all: each addition to a large sum would round away half an ULP.
       Vec<A> sum{};
       Vec<A> mass{};
       Vec<A> mass_times_x{};
       Vec<A> target_logit = kFirst ? Vec<A>{} : load(state_.target_logit + v);
       const IntVec<A> target_class = load_integers<A>(state_.target_class + v);
-      for (int64_t c = 0; c < count; ++c) {
-        A* cell = logits_ + c * kPositions + v;
-        next.prefetch(c, v);
-        if (writes_gradient) gradient.prefetch(c, v);
-        const Vec<A> x = load(cell);
-        const Vec<A> shifted = x - shift;
-        const Vec<A> exponential = exp<A>(shifted);
-        sum += exponential;
-        store(cell, exponential);
-        target_logit = select(target_class == static_cast<Integer<A>>(first + c), x, target_logit);
+      for (int64_t begin = 0; begin < count; begin += kSummedClasses) {
+        const int64_t end = count - begin < kSummedClasses ? count : begin + kSummedClasses;
+        Vec<A> few_sum{};
+        Vec<A> few_mass{};
+        Vec<A> few_mass_times_x{};
+        for (int64_t c = begin; c < end; ++c) {
+          A* cell = logits_ + c * kPositions + v;
+          next.prefetch(c, v);
+          if (writes_gradient) gradient.prefetch(c, v);
+          const Vec<A> x = load(cell);
+          const Vec<A> shifted = x - shift;
+          const Vec<A> exponential = exp<A>(shifted);
+          few_sum += exponential;
+          store(cell, exponential);
+          target_logit = select(target_class == static_cast<Integer<A>>(first + c), x, target_logit);
+          if constexpr (Mass::kDense) {
+            const Vec<A> q = mass_.of_class(first + c, probability(c, v));
+            few_mass += q;
+            few_mass_times_x += q * shifted;
+          }
+        }
+        sum += few_sum;
         if constexpr (Mass::kDense) {
-          const Vec<A> q = mass_.of_class(first + c, probability(c, v));
-          mass += q;
-          mass_times_x += q * shifted;
+          mass += few_mass;
+          mass_times_x += few_mass_times_x;
         }
       }
       if constexpr (!kFirst) {

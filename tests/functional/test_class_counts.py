@@ -96,3 +96,11 @@ def test_one_class_has_no_loss_and_no_gradient(device):
     (gradient,) = torch.autograd.grad(losses.sum(), logits)
     assert (losses == 0).all()
     assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("num_classes", [57, 64, 200])
+def test_sums_over_classes_lose_little(num_classes, device):
+    """Rows one by one, each held to its own error of torch's; their targets do not sum to 1, so that the sums count."""
+    for _ in range(200):
+        logits = 5 * torch.randn(num_classes, device=device)
+        check_parity(CROSS_ENTROPY, logits, 0.2 * torch.rand(num_classes, device=device), reduction="none")
