@@ -36,12 +36,7 @@ class Call : public CrossEntropyProblem {
 
   // A gradient that this call's forward made.
   void set_gradient(const Tensor& gradient) {
-    check_device(gradient, logits());
-    if (to_vector(gradient.sizes()) != sizes() || to_vector(gradient.strides()) != gradient_strides() ||
-        gradient.scalar_type() != logits().scalar_type()) {
-      refuse("the gradient is not that of this call");
-    }
-    params.gradient = gradient.data_ptr();
+    params.gradient = memory_of_gradient(gradient, sizes(), gradient_strides(), logits());
   }
 
   void run() const { cross_entropy(params, stream()); }

@@ -48,6 +48,17 @@ class Scratch {
   Tensor memory_;
 };
 
+// The memory of a gradient that was made by the forward of this call, with these sizes and strides.
+inline void* memory_of_gradient(const Tensor& gradient, const std::vector<int64_t>& sizes,
+                                const std::vector<int64_t>& strides, const Tensor& input) {
+  check_device(gradient, input);
+  if (to_vector(gradient.sizes()) != sizes || to_vector(gradient.strides()) != strides ||
+      gradient.scalar_type() != input.scalar_type()) {
+    refuse("the gradient is not that of this call");
+  }
+  return gradient.data_ptr();
+}
+
 // The scalar loss from `count` partial sums, over a divisor known here or on the device.
 inline Tensor reduced_loss(const Scratch& scratch, int64_t count, double divisor, const double* denominator,
                            ScalarType type, const Tensor& like, Stream stream) {

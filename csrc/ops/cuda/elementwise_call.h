@@ -22,12 +22,7 @@ class ElementwiseCall : public ElementwiseProblem {
 
   // A gradient that this call's forward made.
   void set_gradient(const Tensor& gradient) {
-    check_device(gradient, input());
-    if (to_vector(gradient.sizes()) != sizes() || to_vector(gradient.strides()) != strides() ||
-        gradient.scalar_type() != input().scalar_type()) {
-      refuse("the gradient is not that of this call");
-    }
-    params.gradient = gradient.data_ptr();
+    params.gradient = memory_of_gradient(gradient, sizes(), strides(), input());
   }
 
   // A value that is the same for all elements stays on the device.
