@@ -138,7 +138,14 @@ def cuda_extensions() -> list[CUDAExtension]:
                 library_dirs=cuda_library_dirs(),
                 extra_compile_args={
                     "cxx": COMPILE_FLAGS,
-                    "nvcc": ["-std=c++20", "-O3", "-Xcompiler=-fvisibility=hidden", "--threads=2", *flags],
+                    "nvcc": [
+                        "-std=c++20",
+                        "-O3",
+                        "-Xcompiler=-fvisibility=hidden",
+                        "-Xfatbin=-compress-all",  # an eighth of the library's size
+                        "--threads=2",
+                        *flags,
+                    ],
                 },
             )
         ]

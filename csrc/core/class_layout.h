@@ -7,7 +7,18 @@
 
 namespace fused_losses {
 
-// position = outer * inner_size + inner; strides in elements.
+// position = outer * inner_size + inner
+struct Place {
+  int64_t outer;
+  int64_t inner;
+};
+
+FUSED_LOSSES_HOST_DEVICE constexpr Place place_of(int64_t position, int64_t inner_size) {
+  const int64_t outer = inner_size == 1 ? position : position / inner_size;  // a division takes a GPU 100 instructions
+  return {outer, position - outer * inner_size};
+}
+
+// Strides in elements.
 struct ClassLayout {
   int64_t outer_stride = 0;
   int64_t class_stride = 0;
@@ -15,6 +26,9 @@ struct ClassLayout {
 
   FUSED_LOSSES_HOST_DEVICE constexpr int64_t offset(int64_t outer, int64_t inner) const {
     return outer * outer_stride + inner * inner_stride;
+  }
+  FUSED_LOSSES_HOST_DEVICE constexpr int64_t offset(const Place& place) const {
+    return offset(place.outer, place.inner);
   }
 };
 

@@ -28,7 +28,7 @@ struct PositionGroup {
     PositionGroup result;
     if constexpr (kPositions == kPacketElements<T>) {
       if (count >= kPositions) {
-        const Packet<T> packet = load_cached_packet(address);
+        const Packet<T> packet = load_packet(address, Reuse::Soon);
 #pragma unroll
         for (int k = 0; k < kPositions; ++k) result.elements[k] = packet.elements[k];
         return result;
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
           for (int i = 0; i < kClassesInFlight<kDense>; ++i) max = max_of(max, to_accumulation(x[i].elements[k]));
           statistics[k].raise(max);
           const A shift = finite_shift(max);
-          const DenseMass<T, kDense> dense(params, outer, inner + k);
+          const DenseMass<T, kDense> dense(params, {outer, inner + k});
 #pragma unroll
           for (int i = 0; i < kClassesInFlight<kDense>; ++i) {
             const A shifted = to_accumulation(x[i].elements[k]) - shift;
@@ -160,14 +160,13 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
 #pragma unroll
       for (int k = 0; k < kPositions; ++k) {
         const RowGradient<T, kDense> gradient(statistics[k], targets[k], scales[k]);
-        const A mass = kDense && k < count ? DenseMass<T, kDense>(params, outer, inner + k).at(c) : A(0);
+        const A mass = kDense && k < count ? DenseMass<T, kDense>(params, {outer, inner + k}).at(c) : A(0);
         values.elements[k] = gradient.at(to_accumulation(x.elements[k]), c == targets[k].target_class, mass);
       }
       values.store(gradients + c * gradient_stride, count);
     }
   }
-  const double total = sum_of_block<kInnerBlockThreads>(block_loss);
-  if (threadIdx.x == 0 && params.block_losses != nullptr) params.block_losses[blockIdx.x] = total;
+  write_block_sum<kInnerBlockThreads>(block_loss, params.block_losses);
 }
 
 template <class T>
@@ -183,7 +182,7 @@ int64_t launch_inner(const CrossEntropyParams& params, Stream stream) {
   const int64_t blocks = blocks_for(params.num_positions / params.inner_size * groups_per_outer, kInnerBlockThreads);
   const bool dense = params.target_kind != TargetKind::Index;
   launch(dense ? cross_entropy_inner_kernel<T, kPositions, true> : cross_entropy_inner_kernel<T, kPositions, false>,
-         blocks, kInnerBlockThreads, stream, params);
+         {blocks, kInnerBlockThreads}, stream, params);
   return blocks;
 }
 

@@ -42,25 +42,18 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
   using A = Accumulation<T>;
   constexpr int kElements = kPacketElements<T>;
   if (is_scaled_already<A>(params)) return;
-  const int thread = static_cast<int>(threadIdx.x) % Geometry::kThreads;
-  const int row_in_block = static_cast<int>(threadIdx.x) / Geometry::kThreads;
   const T outside = from_accumulation<T>(-kInfinity<A>);
   double block_loss = 0;
 
-  // All threads go round equally often: the reductions need every lane.
-  for (int64_t first = int64_t(blockIdx.x) * Geometry::kRowsPerBlock; first < params.num_positions;
-       first += int64_t(gridDim.x) * Geometry::kRowsPerBlock) {
-    const int64_t position = first + row_in_block;
-    const bool exists = position < params.num_positions;
-    const int64_t outer = params.inner_size == 1 ? position : position / params.inner_size;
-    const int64_t inner = position - outer * params.inner_size;
-    const T* logits = static_cast<const T*>(params.logits) + params.logits_layout.offset(outer, inner);
+  const auto do_row = [&](int64_t position, bool exists, int thread) {
+    const Place place = place_of(position, params.inner_size);
+    const T* logits = static_cast<const T*>(params.logits) + params.logits_layout.offset(place);
     const PacketWindow<T, int> window(logits, exists ? static_cast<int>(params.num_classes) : 0);
     // All packets are asked for before any is looked at.
     Packet<T> row[Geometry::kPackets];
 #pragma unroll
     for (int i = 0; i < Geometry::kPackets; ++i) {
-      row[i] = window.template load_whole<false>(thread + i * Geometry::kThreads, outside);
+      row[i] = window.load_whole(thread + i * Geometry::kThreads, outside, Reuse::Never);
     }
     A x[Geometry::kPackets][kElements];
 #pragma unroll
@@ -91,17 +84,17 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
       }
     }
     statistics = merge_group<Geometry::kThreads, false>(statistics);
-    if (!exists) continue;
+    if (!exists) return;
 
     if (thread == 0) {
       const A loss = row_loss(statistics, target, target_logit, false);
       block_loss += static_cast<double>(loss);
       write_row(params, position, statistics, loss);
     }
-    if (params.mode == CrossEntropyMode::Loss) continue;
+    if (params.mode == CrossEntropyMode::Loss) return;
     const RowGradient<T, false> gradient(statistics, target, row_scale<A>(params, position));
     const int target_class = static_cast<int>(target.target_class);
-    T* gradients = static_cast<T*>(params.gradient) + params.gradient_layout.offset(outer, inner);
+    T* gradients = static_cast<T*>(params.gradient) + params.gradient_layout.offset(place);
 #pragma unroll
     for (int i = 0; i < Geometry::kPackets; ++i) {
       const int packet = thread + i * Geometry::kThreads;
@@ -114,15 +107,15 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
       }
       window.store(packet, values, gradients);
     }
-  }
-  const double total = sum_of_block<Geometry::kBlockThreads>(block_loss);
-  if (threadIdx.x == 0 && params.block_losses != nullptr) params.block_losses[blockIdx.x] = total;
+  };
+  for_each_row<Geometry::kThreads, Geometry::kBlockThreads>(params.num_positions, do_row);
+  write_block_sum<Geometry::kBlockThreads>(block_loss, params.block_losses);
 }
 
 template <class T, class Geometry>
 int64_t launch_register_rows(const CrossEntropyParams& params, Stream stream) {
   const int64_t blocks = blocks_for(params.num_positions, Geometry::kRowsPerBlock);
-  launch(cross_entropy_register_rows_kernel<T, Geometry>, blocks, Geometry::kBlockThreads, stream, params);
+  launch(cross_entropy_register_rows_kernel<T, Geometry>, {blocks, Geometry::kBlockThreads}, stream, params);
   return blocks;
 }
 

@@ -35,6 +35,20 @@ struct RowStatistics {
   }
 };
 
+// Calls body(position, exists, thread) for every row of the groups of kThreads adjacent threads; `thread` counts within
+// the group. All threads go round equally often, as reductions need every lane: past the last row nothing exists.
+template <int kThreads, int kBlockThreads, class Body>
+__device__ __forceinline__ void for_each_row(int64_t num_rows, const Body& body) {
+  constexpr int kRowsPerBlock = kBlockThreads / kThreads;
+  const int thread = static_cast<int>(threadIdx.x) % kThreads;
+  const int row_in_block = kRowsPerBlock > 1 ? static_cast<int>(threadIdx.x) / kThreads : 0;
+  for (int64_t first = int64_t(blockIdx.x) * kRowsPerBlock; first < num_rows;
+       first += int64_t(gridDim.x) * kRowsPerBlock) {
+    const int64_t position = first + row_in_block;
+    body(position, kRowsPerBlock == 1 || position < num_rows, thread);
+  }
+}
+
 // The statistics of a group of kThreads adjacent threads, from every thread's own and the same in all of them. A group
 // larger than a warp is a whole block; its warps are merged in their order.
 template <int kThreads, bool kDense, class A>
@@ -98,14 +112,14 @@ class DenseMass {
  public:
   using A = Accumulation<T>;
 
-  __device__ __forceinline__ DenseMass(const CrossEntropyParams& params, int64_t outer, int64_t inner) {
+  __device__ __forceinline__ DenseMass(const CrossEntropyParams& params, const Place& place) {
     if constexpr (kDense) {
       class_stride_ = params.probability_layout.class_stride;
       keep_ = static_cast<A>(1 - params.label_smoothing);
       spread_ = static_cast<A>(params.label_smoothing / static_cast<double>(params.num_classes));
       weight_ = static_cast<const A*>(params.target.class_weight);
       if (params.target_kind != TargetKind::Probability) return;
-      const int64_t offset = params.probability_layout.offset(outer, inner);
+      const int64_t offset = params.probability_layout.offset(place);
       if (params.probability_dtype == params.dtype) {
         probability_ = static_cast<const T*>(params.probability_target) + offset;
       } else {

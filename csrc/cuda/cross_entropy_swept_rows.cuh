@@ -1,10 +1,14 @@
 // Cross-entropy of rows with contiguous classes that are swept, not kept: rows with a dense target mass, rows too long
 // for registers, and the backward from the statistics of a forward, which reduces nothing and reads every logit once.
 //
-// Bytes an element: its size for the loss, and the size of a probability target. With the gradient the logits are read
-// twice: short rows from the first-level cache, long ones from the second-level cache, which holds the rows that are in
-// work at one time (H100: 132 SMs with 4 rows of 100 KB are 53 MB, its cache is 50 MB).
+// Bytes an element: its size for the loss, and the size of a probability target; with the gradient, the gradient's and
+// the probability's once more. The logits of the second sweep come from the first-level cache where a row is short, and
+// else from shared memory, which keeps as many packets of a row as it has room for: all of 227 KB on an H100. The rest
+// of a longer row comes from the second-level cache (H100: 132 rows of 256,000 bfloat16 classes leave 38 MB of its 50
+// MB).
 #pragma once
+
+#include <algorithm>
 
 #include "cross_entropy_row.cuh"
 #include "launch.h"
@@ -14,26 +18,44 @@
 namespace fused_losses::cuda {
 namespace {
 
+// The first packets of a row in shared memory, from the first sweep to the second. A thread takes out what it put in,
+// so that it needs no barrier.
+template <class T, bool kKeeps>
+class KeptPackets {
+ public:
+  // The launch has given the block room for `count`.
+  __device__ __forceinline__ explicit KeptPackets(int64_t count) : count_(count) {
+    if constexpr (kKeeps) {
+      FUSED_LOSSES_DYNAMIC_SHARED(Packet<T>, shared);
+      packets_ = shared;
+    }
+  }
+  __device__ __forceinline__ bool has(int64_t packet) const { return kKeeps && packet < count_; }
+  __device__ __forceinline__ Packet<T>& operator[](int64_t packet) const { return packets_[packet]; }
+
+ private:
+  Packet<T>* packets_ = nullptr;
+  int64_t count_;
+};
+
 template <class T, bool kDense>
 struct SweptRow {
   using A = Accumulation<T>;
-  int64_t outer;
-  int64_t inner;
+  Place place;
   const T* logits;
   PacketWindow<T, int64_t> window;
   DenseMass<T, kDense> dense;
 
   // A row that does not exist has no classes.
   __device__ __forceinline__ SweptRow(const CrossEntropyParams& params, int64_t position, bool exists)
-      : outer(params.inner_size == 1 ? position : position / params.inner_size),
-        inner(position - outer * params.inner_size),
-        logits(static_cast<const T*>(params.logits) + params.logits_layout.offset(outer, inner)),
+      : place(place_of(position, params.inner_size)),
+        logits(static_cast<const T*>(params.logits) + params.logits_layout.offset(place)),
         window(logits, exists ? params.num_classes : 0),
-        dense(params, outer, inner) {}
+        dense(params, place) {}
 
   // One thread's share: packets thread, thread + kThreads, ...
-  template <int kThreads>
-  __device__ __forceinline__ RowStatistics<A> statistics(int thread) const {
+  template <int kThreads, bool kKeeps>
+  __device__ __forceinline__ RowStatistics<A> statistics(int thread, const KeptPackets<T, kKeeps>& kept) const {
     constexpr int kElements = kPacketElements<T>;
     constexpr int kInFlight = kDense ? 1 : 4;  // packets of a thread that are asked for before the first is used
     const T outside = from_accumulation<T>(-kInfinity<A>);
@@ -43,9 +65,14 @@ struct SweptRow {
       Packet<T> x[kInFlight];
       A max = result.max;
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) x[i] = window.template load<true>(first + i * kThreads, outside);
+      for (int i = 0; i < kInFlight; ++i) {
+        const int64_t packet = first + i * kThreads;
+        x[i] = window.load(packet, outside, kept.has(packet) ? Reuse::Never : Reuse::Soon);
+      }
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
+        const int64_t packet = first + i * kThreads;
+        if (kept.has(packet)) kept[packet] = x[i];
 #pragma unroll
         for (int k = 0; k < kElements; ++k) max = max_of(max, to_accumulation(x[i].elements[k]));
       }
@@ -71,17 +98,20 @@ struct SweptRow {
   }
 
   // The gradient may take the logits' place: a thread reads what it writes, and nobody else does.
-  template <int kThreads>
+  template <int kThreads, bool kKeeps>
   __device__ __forceinline__ void write_gradient(const CrossEntropyParams& params, int thread,
-                                                 const RowTarget<A>& target,
+                                                 const KeptPackets<T, kKeeps>& kept, const RowTarget<A>& target,
                                                  const RowGradient<T, kDense>& gradient) const {
-    T* gradients = static_cast<T*>(params.gradient) + params.gradient_layout.offset(outer, inner);
+    T* gradients = static_cast<T*>(params.gradient) + params.gradient_layout.offset(place);
     const int64_t packets = window.num_packets();
     constexpr int kInFlight = kDense ? 1 : 4;
     for (int64_t first = thread; first < packets; first += kInFlight * kThreads) {
       Packet<T> x[kInFlight];
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) x[i] = window.template load<false>(first + i * kThreads, T{});
+      for (int i = 0; i < kInFlight; ++i) {
+        const int64_t packet = first + i * kThreads;
+        x[i] = kept.has(packet) ? kept[packet] : window.load(packet, T{}, Reuse::Never);
+      }
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
         const int64_t c = window.first_element(first + i * kThreads);
@@ -100,6 +130,10 @@ struct SweptRow {
 template <int kThreads>
 constexpr int kSweepBlockThreads = kThreads > 128 ? kThreads : 128;
 
+// The first-level cache has shorter rows.
+template <int kThreads>
+constexpr bool kKeepsPackets = kThreads > kWarpThreads;
+
 // See Note [Launch bounds].
 template <class T, int kThreads, bool kDense, bool kBackward>
 constexpr int sweep_registers() {
@@ -113,21 +147,15 @@ template <class T, int kThreads, bool kDense>
 __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
                                   min_blocks(kSweepBlockThreads<kThreads>,
                                              sweep_registers<T, kThreads, kDense, false>()))
-    cross_entropy_swept_rows_kernel(const __grid_constant__ CrossEntropyParams params) {
+    cross_entropy_swept_rows_kernel(const __grid_constant__ CrossEntropyParams params, const int64_t num_kept) {
   using A = Accumulation<T>;
-  constexpr int kRowsPerBlock = kSweepBlockThreads<kThreads> / kThreads;
   if (is_scaled_already<A>(params)) return;
-  const int thread = static_cast<int>(threadIdx.x) % kThreads;
-  const int row_in_block = static_cast<int>(threadIdx.x) / kThreads;
+  const KeptPackets<T, kKeepsPackets<kThreads>> kept(num_kept);
   double block_loss = 0;
-  // All threads go round equally often: the reductions need every lane.
-  for (int64_t first = int64_t(blockIdx.x) * kRowsPerBlock; first < params.num_positions;
-       first += int64_t(gridDim.x) * kRowsPerBlock) {
-    const int64_t position = first + row_in_block;
-    const bool exists = position < params.num_positions;
+  const auto do_row = [&](int64_t position, bool exists, int thread) {
     const SweptRow<T, kDense> row(params, position, exists);
-    RowStatistics<A> statistics = merge_group<kThreads, kDense>(row.template statistics<kThreads>(thread));
-    if (!exists) continue;
+    RowStatistics<A> statistics = merge_group<kThreads, kDense>(row.template statistics<kThreads>(thread, kept));
+    if (!exists) return;
     const RowTarget<A> target = read_target<A>(params, position);
     set_common_mass(params, statistics);
     if (thread == 0) {
@@ -136,12 +164,12 @@ __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
       block_loss += static_cast<double>(loss);
       write_row(params, position, statistics, loss);
     }
-    if (params.mode == CrossEntropyMode::Loss) continue;
+    if (params.mode == CrossEntropyMode::Loss) return;
     const RowGradient<T, kDense> gradient(statistics, target, row_scale<A>(params, position));
-    row.template write_gradient<kThreads>(params, thread, target, gradient);
-  }
-  const double total = sum_of_block<kSweepBlockThreads<kThreads>>(block_loss);
-  if (threadIdx.x == 0 && params.block_losses != nullptr) params.block_losses[blockIdx.x] = total;
+    row.template write_gradient<kThreads>(params, thread, kept, target, gradient);
+  };
+  for_each_row<kThreads, kSweepBlockThreads<kThreads>>(params.num_positions, do_row);
+  write_block_sum<kSweepBlockThreads<kThreads>>(block_loss, params.block_losses);
 }
 
 template <class T, int kThreads, bool kDense>
@@ -150,16 +178,14 @@ __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
                                              sweep_registers<T, kThreads, kDense, true>()))
     cross_entropy_rows_backward_kernel(const __grid_constant__ CrossEntropyParams params) {
   using A = Accumulation<T>;
-  constexpr int kRowsPerBlock = kSweepBlockThreads<kThreads> / kThreads;
-  const int thread = static_cast<int>(threadIdx.x) % kThreads;
-  const int row_in_block = static_cast<int>(threadIdx.x) / kThreads;
-  for (int64_t position = int64_t(blockIdx.x) * kRowsPerBlock + row_in_block; position < params.num_positions;
-       position += int64_t(gridDim.x) * kRowsPerBlock) {
+  const auto do_row = [&](int64_t position, bool exists, int thread) {
+    if (!exists) return;
     const SweptRow<T, kDense> row(params, position, true);
     const RowTarget<A> target = read_target<A>(params, position);
     const RowGradient<T, kDense> gradient(read_row<A>(params, position), target, row_scale<A>(params, position));
-    row.template write_gradient<kThreads>(params, thread, target, gradient);
-  }
+    row.template write_gradient<kThreads>(params, thread, KeptPackets<T, false>(0), target, gradient);
+  };
+  for_each_row<kThreads, kSweepBlockThreads<kThreads>>(params.num_positions, do_row);
 }
 
 template <class T, int kThreads, bool kDense>
@@ -167,10 +193,15 @@ int64_t launch_swept_rows(const CrossEntropyParams& params, Stream stream) {
   constexpr int kBlockThreads = kSweepBlockThreads<kThreads>;
   const int64_t blocks = blocks_for(params.num_positions, kBlockThreads / kThreads);
   if (params.mode == CrossEntropyMode::Backward) {
-    launch(cross_entropy_rows_backward_kernel<T, kThreads, kDense>, blocks, kBlockThreads, stream, params);
-  } else {
-    launch(cross_entropy_swept_rows_kernel<T, kThreads, kDense>, blocks, kBlockThreads, stream, params);
+    launch(cross_entropy_rows_backward_kernel<T, kThreads, kDense>, {blocks, kBlockThreads}, stream, params);
+    return blocks;
   }
+  const auto kernel = cross_entropy_swept_rows_kernel<T, kThreads, kDense>;
+  int64_t num_kept = 0;
+  if (kKeepsPackets<kThreads> && params.mode == CrossEntropyMode::LossAndGradient) {
+    num_kept = std::min(max_packets<T>(params.num_classes), max_dynamic_shared_bytes(kernel) / kPacketBytes);
+  }
+  launch(kernel, {blocks, kBlockThreads, num_kept * kPacketBytes}, stream, params, num_kept);
   return blocks;
 }
 

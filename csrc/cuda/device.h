@@ -13,6 +13,10 @@
 #include <cstdint>
 
 #define FUSED_LOSSES_SHARED(type, name, count) __shared__ type name[count]
+// As many bytes as the launch says, aligned to 16.
+#define FUSED_LOSSES_DYNAMIC_SHARED(type, name)          \
+  extern __shared__ uint4 fused_losses_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(fused_losses_dynamic_shared)
 #define FUSED_LOSSES_DEVICE_ASSERT(condition) assert(condition)
 
 namespace fused_losses::cuda {
@@ -41,6 +45,8 @@ __device__ __forceinline__ float fast_exp(float x) { return __expf(x); }
 
 #define __grid_constant__
 #define FUSED_LOSSES_SHARED(type, name, count) type* const name = fused_losses::emulation::shared_array<type>(count)
+#define FUSED_LOSSES_DYNAMIC_SHARED(type, name) \
+  type* const name = reinterpret_cast<type*>(fused_losses::emulation::dynamic_shared_array())
 #define FUSED_LOSSES_DEVICE_ASSERT(condition) \
   fused_losses::emulation::device_assert(condition, #condition, __FILE__, __LINE__)
 

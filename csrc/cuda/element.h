@@ -35,26 +35,21 @@ struct alignas(kPacketBytes) Packet {
   T elements[kPacketElements<T>];
 };
 
-// `address` aligned to 16 bytes. The data is read or written once: it shall not push anything else out of the caches.
+// What is read for the last time shall not push anything else out of the caches.
+enum class Reuse { Never, Soon };
+
+// `address` aligned to 16 bytes.
 template <class T>
-__device__ __forceinline__ Packet<T> load_packet(const T* address) {
+__device__ __forceinline__ Packet<T> load_packet(const T* address, Reuse reuse) {
   union {
     uint4 words;
     Packet<T> packet;
   } both;
-  both.words = __ldcs(reinterpret_cast<const uint4*>(address));
+  const uint4* const words = reinterpret_cast<const uint4*>(address);
+  both.words = reuse == Reuse::Soon ? *words : __ldcs(words);
   return both.packet;
 }
-// As load_packet, where the same data is read again soon.
-template <class T>
-__device__ __forceinline__ Packet<T> load_cached_packet(const T* address) {
-  union {
-    uint4 words;
-    Packet<T> packet;
-  } both;
-  both.words = *reinterpret_cast<const uint4*>(address);
-  return both.packet;
-}
+// As data that nobody reads soon.
 template <class T>
 __device__ __forceinline__ void store_packet(T* address, const Packet<T>& packet) {
   union {

@@ -43,7 +43,7 @@ __device__ __forceinline__ void load_elements(const U* address, int count, bool 
     static_assert(kCount % kElements == 0);
 #pragma unroll
     for (int first = 0; first < kCount; first += kElements) {
-      const Packet<U> packet = load_packet(address + first);
+      const Packet<U> packet = load_packet(address + first, Reuse::Never);
 #pragma unroll
       for (int k = 0; k < kElements; ++k) values[first + k] = static_cast<A>(to_accumulation(packet.elements[k]));
     }
@@ -189,8 +189,7 @@ __global__ void __launch_bounds__(kElementwiseThreads,
     }
     store_elements(gradients + first, count, is_aligned(gradients), derivatives);
   }
-  const double total = sum_of_block<kElementwiseThreads>(block_loss);
-  if (threadIdx.x == 0 && params.block_losses != nullptr) params.block_losses[blockIdx.x] = total;
+  write_block_sum<kElementwiseThreads>(block_loss, params.block_losses);
 }
 
 template <class T, class U, class Formula>
@@ -198,7 +197,7 @@ int64_t launch_elementwise(const BinaryCrossEntropyParams& params, Stream stream
   const int64_t blocks = blocks_for(params.num_elements, int64_t(kElementwiseThreads) * kPacketElements<T>);
   const bool weighted = params.weight.data != nullptr || params.pos_weight.data != nullptr;
   launch(weighted ? elementwise_loss_kernel<T, U, Formula, true> : elementwise_loss_kernel<T, U, Formula, false>,
-         blocks, kElementwiseThreads, stream, params);
+         {blocks, kElementwiseThreads}, stream, params);
   return blocks;
 }
 

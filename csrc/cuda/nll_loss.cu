@@ -34,19 +34,17 @@ __global__ void __launch_bounds__(kBlockThreads, min_blocks(kBlockThreads, kThre
   double block_loss = 0;
   for (int64_t position = int64_t(blockIdx.x) * kBlockThreads + threadIdx.x; position < params.num_positions;
        position += int64_t(gridDim.x) * kBlockThreads) {
-    const int64_t outer = params.inner_size == 1 ? position : position / params.inner_size;
-    const int64_t inner = position - outer * params.inner_size;
+    const Place place = place_of(position, params.inner_size);
     const int64_t index = target_class(params, position);
     A loss = 0;
     if (index >= 0) {
-      const T* input = static_cast<const T*>(params.input) + params.input_layout.offset(outer, inner);
+      const T* input = static_cast<const T*>(params.input) + params.input_layout.offset(place);
       loss = -to_accumulation(input[index * params.input_layout.class_stride]) * weight_of<A>(params, index);
     }
     if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = loss;
     block_loss += static_cast<double>(loss);
   }
-  const double total = sum_of_block<kBlockThreads>(block_loss);
-  if (threadIdx.x == 0 && params.block_losses != nullptr) params.block_losses[blockIdx.x] = total;
+  write_block_sum<kBlockThreads>(block_loss, params.block_losses);
 }
 
 template <class T>
@@ -57,12 +55,11 @@ __global__ void __launch_bounds__(kBlockThreads, min_blocks(kBlockThreads, kThre
   if (params.device_gradient_scale != nullptr) scale = *static_cast<const A*>(params.device_gradient_scale);
   for (int64_t position = int64_t(blockIdx.x) * kBlockThreads + threadIdx.x; position < params.num_positions;
        position += int64_t(gridDim.x) * kBlockThreads) {
-    const int64_t outer = params.inner_size == 1 ? position : position / params.inner_size;
-    const int64_t inner = position - outer * params.inner_size;
+    const Place place = place_of(position, params.inner_size);
     const int64_t index = target_class(params, position);
     if (index < 0) continue;
     const A grad_output = static_cast<const A*>(params.grad_output)[position * params.grad_output_stride];
-    T* gradient = static_cast<T*>(params.gradient) + outer * params.num_classes * params.inner_size + inner;
+    T* gradient = static_cast<T*>(params.gradient) + place.outer * params.num_classes * params.inner_size + place.inner;
     gradient[index * params.inner_size] = from_accumulation<T>(-scale * weight_of<A>(params, index) * grad_output);
   }
 }
@@ -71,11 +68,11 @@ template <class T>
 int64_t nll_loss_of(const NLLLossParams& params, Stream stream) {
   const int64_t blocks = blocks_for(params.num_positions, kBlockThreads);
   if (params.gradient == nullptr) {
-    launch(nll_loss_kernel<T>, blocks, kBlockThreads, stream, params);
+    launch(nll_loss_kernel<T>, {blocks, kBlockThreads}, stream, params);
     return blocks;
   }
   fill_with_zeros(params.gradient, static_cast<size_t>(params.num_positions * params.num_classes) * sizeof(T), stream);
-  launch(nll_loss_backward_kernel<T>, blocks, kBlockThreads, stream, params);
+  launch(nll_loss_backward_kernel<T>, {blocks, kBlockThreads}, stream, params);
   return 0;
 }
 

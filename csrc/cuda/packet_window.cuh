@@ -28,18 +28,16 @@ class PacketWindow {
   }
 
   // `outside` where an element does not belong to the row, or the packet does not.
-  template <bool kCached>
-  __device__ __forceinline__ Packet<T> load(I packet, T outside) const {
-    Packet<T> result = load_whole<kCached>(packet, outside);
+  __device__ __forceinline__ Packet<T> load(I packet, T outside, Reuse reuse) const {
+    Packet<T> result = load_whole(packet, outside, reuse);
     load_partial(packet, result);
     return result;
   }
 
   // The two steps of load: packets that lie in the row, and the elements of those that lie in it in part.
-  template <bool kCached>
-  __device__ __forceinline__ Packet<T> load_whole(I packet, T outside) const {
+  __device__ __forceinline__ Packet<T> load_whole(I packet, T outside, Reuse reuse) const {
     const T* address = begin_ + packet * kElements;
-    if (is_whole(packet)) return kCached ? load_cached_packet(address) : load_packet(address);
+    if (is_whole(packet)) return load_packet(address, reuse);
     Packet<T> result;
 #pragma unroll
     for (int k = 0; k < kElements; ++k) result.elements[k] = outside;

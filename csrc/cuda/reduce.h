@@ -46,5 +46,12 @@ __device__ __forceinline__ double sum_of_block(double value) {
   return total;
 }
 
+// Leaves the sum over the block at its number, where it is asked for.
+template <int kBlockThreads>
+__device__ __forceinline__ void write_block_sum(double value, double* block_sums) {
+  const double total = sum_of_block<kBlockThreads>(value);
+  if (threadIdx.x == 0 && block_sums != nullptr) block_sums[blockIdx.x] = total;
+}
+
 }  // namespace
 }  // namespace fused_losses::cuda

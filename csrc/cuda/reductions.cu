@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kScaleThreads) scale_gradient_kernel(const __g
   for (int64_t first = (int64_t(blockIdx.x) * kScaleThreads + threadIdx.x) * kElements; first < scale.num_elements;
        first += int64_t(gridDim.x) * kScaleThreads * kElements) {
     if (first + kElements <= scale.num_elements) {
-      Packet<T> packet = load_packet(gradient + first);
+      Packet<T> packet = load_packet(gradient + first, Reuse::Never);
 #pragma unroll
       for (int k = 0; k < kElements; ++k) {
         packet.elements[k] = from_accumulation<T>(to_accumulation(packet.elements[k]) * factor);
@@ -117,14 +117,14 @@ template <class A>
 void weigh_targets_of(const IndexTarget& target, int64_t num_positions, const MeanOfTargets& mean, double* block_sums,
                       Stream stream) {
   const int64_t blocks = blocks_for(num_positions, kBlockThreads * kTargetsPerThread);
-  launch(weigh_targets_kernel<A>, blocks, kBlockThreads, stream, target, num_positions, mean, block_sums);
-  if (blocks > 1) launch(finish_mean_kernel<A>, 1, kBlockThreads, stream, block_sums, blocks, mean);
+  launch(weigh_targets_kernel<A>, {blocks, kBlockThreads}, stream, target, num_positions, mean, block_sums);
+  if (blocks > 1) launch(finish_mean_kernel<A>, {1, kBlockThreads}, stream, block_sums, blocks, mean);
 }
 
 template <class T>
 void scale_gradient_of(const GradientScale& scale, Stream stream) {
-  launch(scale_gradient_kernel<T>, blocks_for(scale.num_elements, int64_t(kScaleThreads) * kPacketElements<T>),
-         kScaleThreads, stream, scale);
+  const int64_t blocks = blocks_for(scale.num_elements, int64_t(kScaleThreads) * kPacketElements<T>);
+  launch(scale_gradient_kernel<T>, {blocks, kScaleThreads}, stream, scale);
 }
 
 }  // namespace
@@ -136,12 +136,12 @@ void weigh_targets(const IndexTarget& target, int64_t num_positions, DType dtype
 }
 
 void sum_class_weights(const IndexTarget& target, double* sum, Stream stream) {
-  launch(target.double_weight ? sum_class_weights_kernel<double> : sum_class_weights_kernel<float>, 1, kBlockThreads,
+  launch(target.double_weight ? sum_class_weights_kernel<double> : sum_class_weights_kernel<float>, {1, kBlockThreads},
          stream, target, sum);
 }
 
 void reduce_losses(const LossReduction& reduction, Stream stream) {
-  launch(reduce_losses_kernel, 1, kBlockThreads, stream, reduction);
+  launch(reduce_losses_kernel, {1, kBlockThreads}, stream, reduction);
 }
 
 void scale_gradient(const GradientScale& scale, Stream stream) {

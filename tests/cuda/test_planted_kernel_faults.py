@@ -16,8 +16,7 @@ from sanitized_programs import Programs, result_of
 RACE = "WARNING: ThreadSanitizer: data race"
 OVERFLOW = "AddressSanitizer: heap-buffer-overflow"
 BACKWARD_LOOP = """
-    const int64_t outer = params.inner_size == 1 ? position : position / params.inner_size;
-    const int64_t inner = position - outer * params.inner_size;
+    const Place place = place_of(position, params.inner_size);
     const int64_t index = target_class(params, position);
     if (index < 0) continue;"""
 
@@ -75,17 +74,17 @@ FAULTS = {
         edit(
             "cross_entropy_swept_rows.cuh",
             "    const SweptRow<T, kDense> row(params, position, exists);",
-            "    if (!exists) break;\n    const SweptRow<T, kDense> row(params, position, exists);",
+            "    if (!exists) return;\n    const SweptRow<T, kDense> row(params, position, exists);",
         ),
         ("plain", "ascending", "kernel misuse"),
     ),
     "rows_belong_to_two_blocks": in_cross_entropy(
         edit(
-            "cross_entropy_register_rows.cuh",
-            "first += int64_t(gridDim.x) * Geometry::kRowsPerBlock",
-            "first += Geometry::kRowsPerBlock",
+            "cross_entropy_row.cuh",
+            "first += int64_t(gridDim.x) * kRowsPerBlock",
+            "first += kRowsPerBlock",
         ),
-        ("plain", "ascending", "sum of block losses[0] is"),
+        ("plain", "ascending", "gradient[32] is"),  # that over the logits, which takes them for logits again
         ("thread", "ascending", RACE),
     ),
     "gradients_of_two_blocks": Fault(  # which write the same numbers
@@ -138,6 +137,11 @@ FAULTS = {
     "packets_of_an_unaligned_row_are_not_counted": in_cross_entropy(
         edit("packet_window.cuh", "(count + 2 * (kPacketElements<T> - 1))", "(count + kPacketElements<T> - 1)"),
         ("plain", "ascending", "sum of block losses[0] is"),
+    ),
+    "kept_packet_past_shared_memory": in_cross_entropy(
+        edit("cross_entropy_swept_rows.cuh", "kKeeps && packet < count_", "kKeeps && packet <= count_"),
+        ("plain", "ascending", "wrote outside the dynamic shared array"),
+        ("address", "ascending", "AddressSanitizer: use-after-poison"),
     ),
     "inner_packet_past_the_end": in_cross_entropy(
         edit(

@@ -10,8 +10,9 @@ from parity import check_parity
 # side); 100 and 1000 are the usual data sets'. Up to 1024 rows go in batches of 2 to 16, by type and instruction set.
 FEW_CLASSES = [1, 2, 3, 5, 10, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 1000]
 
-# Block sizes that are powers of two, from both sides; 4097 is a block of 4096 and a tail of one; 32000 a vocabulary.
-MANY_CLASSES = [1000, 1023, 1024, 1025, 2047, 2048, 2049, 4097, 32000]
+# Block sizes that are powers of two, from both sides; 4097 is a block of 4096 and a tail of one; 32000 and 50257 are
+# vocabularies: rows of more than a GPU's registers, and in every type of more than the shared memory of some.
+MANY_CLASSES = [1000, 1023, 1024, 1025, 2047, 2048, 2049, 4097, 32000, 50257]
 
 # One row, two; a group of 16 rows side by side, with one too few and one too many, and four such groups; 200.
 ROWS = [1, 2, 15, 16, 17, 63, 64, 65, 200]

@@ -2,6 +2,8 @@
 // host never waits for any of it.
 #pragma once
 
+#include <optional>
+
 #include "../../cuda/kernels.h"
 #include "../tensors.h"
 
@@ -36,16 +38,20 @@ class DeviceScope {
 #endif
 };
 
-// Sums that are formed on the device, 64 KiB: see kernels.h.
+// Sums that are formed on the device, 64 KiB where there is one: see kernels.h.
 class Scratch {
  public:
-  explicit Scratch(const Tensor& like) : memory_(empty({kMaxBlockSums + 3}, ScalarType::Double, like)) {}
-  double* block_sums() const { return static_cast<double*>(memory_.data_ptr()); }
-  MeanOfTargets mean() const { return {block_sums() + kMaxBlockSums, block_sums() + kMaxBlockSums + 1}; }
-  double* class_weight_sum() const { return block_sums() + kMaxBlockSums + 2; }
+  explicit Scratch(const Tensor& like) : like_(like) {}
+  double* block_sums() {
+    if (!memory_.has_value()) memory_ = empty({kMaxBlockSums + 3}, ScalarType::Double, like_);
+    return static_cast<double*>(memory_->data_ptr());
+  }
+  MeanOfTargets mean() { return {block_sums() + kMaxBlockSums, block_sums() + kMaxBlockSums + 1}; }
+  double* class_weight_sum() { return block_sums() + kMaxBlockSums + 2; }
 
  private:
-  Tensor memory_;
+  Tensor like_;
+  std::optional<Tensor> memory_;
 };
 
 // The memory of a gradient that was made by the forward of this call, with these sizes and strides.
@@ -60,8 +66,8 @@ inline void* memory_of_gradient(const Tensor& gradient, const std::vector<int64_
 }
 
 // The scalar loss from `count` partial sums, over a divisor known here or on the device.
-inline Tensor reduced_loss(const Scratch& scratch, int64_t count, double divisor, const double* denominator,
-                           ScalarType type, const Tensor& like, Stream stream) {
+inline Tensor reduced_loss(Scratch& scratch, int64_t count, double divisor, const double* denominator, ScalarType type,
+                           const Tensor& like, Stream stream) {
   Tensor loss = empty({}, type, like);
   reduce_losses({scratch.block_sums(), count, divisor, denominator, loss.data_ptr(), to_dtype(type)}, stream);
   return loss;

@@ -41,7 +41,7 @@ class ElementwiseCall : public ElementwiseProblem {
       run();
       return losses;
     }
-    const Scratch scratch(input());
+    Scratch scratch(input());
     params.block_losses = scratch.block_sums();
     const int64_t count = kernel_(params, scope_.stream());
     return reduced_loss(scratch, count, denominator(), nullptr, loss_type(), input(), scope_.stream());

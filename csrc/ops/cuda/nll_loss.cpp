@@ -15,7 +15,7 @@ Tensor loss(const Tensor& input, const Tensor& target, const std::optional<Tenso
     nll_loss(problem.params, scope.stream());
     return cast(losses, problem.loss_type());
   }
-  const Scratch scratch(input);
+  Scratch scratch(input);
   const double* denominator = nullptr;
   if (kind == Reduction::Mean) {
     weigh_targets(problem.params.target, problem.params.num_positions, problem.params.dtype, scratch.mean(),
@@ -33,7 +33,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& target, const std::opti
   const Reduction kind = to_reduction(reduction);
   NLLLossProblem problem(grad_output, target, weight, input_sizes, input_type, {kind, ignore_index, promote});
   const DeviceScope scope(target);
-  const Scratch scratch(target);
+  Scratch scratch(target);
   if (kind == Reduction::Mean) {
     weigh_targets(problem.params.target, problem.params.num_positions, problem.params.dtype, scratch.mean(),
                   scratch.block_sums(), scope.stream());

@@ -20,6 +20,7 @@ struct Kernel {
   uint64_t start_clock = 0;
   uint64_t end_clock = 0;
   uint64_t fence_clock = 0;
+  size_t dynamic_shared_bytes = 0;
 };
 
 class Block {
@@ -88,6 +89,10 @@ class Block {
         thread.memory = warps_[thread.warp()].clock(request.mask);
         return true;
       case Call::SharedArray:
+        thread.memory = shared_.array(thread);
+        return true;
+      case Call::DynamicSharedArray:
+        thread.request.bytes = kernel_.dynamic_shared_bytes;
         thread.memory = shared_.array(thread);
         return true;
       case Call::Misuse:

@@ -57,16 +57,22 @@ inline void run_blocks(Kernel& kernel, int64_t num_blocks, int num_threads) {
 }
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t num_blocks, int threads_per_block, Arguments&&... arguments) {
+void launch_with_shared_memory(void (*kernel)(Parameters...), int64_t num_blocks, int threads_per_block,
+                               size_t dynamic_shared_bytes, Arguments&&... arguments) {
   using Values = std::tuple<std::remove_cv_t<Parameters>...>;
   if (current_thread != nullptr) fail(Call::Misuse, "a launch in a kernel", std::source_location::current());
   if (num_blocks < 1 || num_blocks > INT32_MAX || threads_per_block < 1 || threads_per_block > 1024) {
     throw std::runtime_error("kernel misuse: a launch of " + std::to_string(num_blocks) + " blocks of " +
                              std::to_string(threads_per_block) + " threads");
   }
+  if (dynamic_shared_bytes > kMaxDynamicSharedBytes) {
+    throw std::runtime_error("kernel misuse: a launch with " + std::to_string(dynamic_shared_bytes) +
+                             " bytes of dynamic shared memory");
+  }
   const std::pair<void (*)(Parameters...), Values> call(kernel, Values(std::forward<Arguments>(arguments)...));
   const auto state = std::make_unique<Kernel>();
   state->arguments = &call;
+  state->dynamic_shared_bytes = dynamic_shared_bytes;
   state->call = [](const void* data) {
     const auto& [function, values] = *static_cast<decltype(&call)>(data);
     std::apply(function, values);
@@ -77,6 +83,11 @@ void launch(void (*kernel)(Parameters...), int64_t num_blocks, int threads_per_b
     run_blocks(*state, num_blocks, threads_per_block);
   }
   acquire(&state->end_clock);
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t num_blocks, int threads_per_block, Arguments&&... arguments) {
+  launch_with_shared_memory(kernel, num_blocks, threads_per_block, 0, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace fused_losses::emulation

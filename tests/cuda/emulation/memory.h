@@ -20,6 +20,11 @@ T* shared_array(size_t count, std::source_location where = std::source_location:
       ask({.call = Call::SharedArray, .where = where, .bytes = count * sizeof(T), .alignment = alignof(T)}).memory);
 }
 
+// All declarations in a block name the same memory, of as many bytes as the launch said, aligned to 16.
+inline void* dynamic_shared_array() {
+  return ask({.call = Call::DynamicSharedArray, .where = std::source_location::current()}).memory;
+}
+
 template <class T>
 void check_alignment(const T* address, std::source_location where) {
   static_assert(std::is_trivially_copyable_v<T>);

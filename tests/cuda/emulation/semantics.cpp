@@ -157,6 +157,24 @@ void check_shared_arrays() {
   for (const int ok : output) CHECK(ok || emulation::kThreadSanitizer);
 }
 
+// Dynamic shared memory: one array for the block, of as many bytes as the launch says.
+
+__global__ void dynamic_shared_array(int* output) {
+  float* const first = static_cast<float*>(emulation::dynamic_shared_array());
+  int* const again = static_cast<int*>(emulation::dynamic_shared_array());
+  const bool fresh = first[threadIdx.x] != first[threadIdx.x];
+  again[threadIdx.x] = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  const bool same = static_cast<void*>(first) == again && again[63 - threadIdx.x] == 63 - static_cast<int>(threadIdx.x);
+  output[64 * blockIdx.x + threadIdx.x] = fresh && same && reinterpret_cast<uintptr_t>(first) % 16 == 0;
+}
+
+void check_dynamic_shared_array() {
+  std::vector<int> output(2 * 64);
+  emulation::launch_with_shared_memory(dynamic_shared_array, 2, 64, 64 * sizeof(int), output.data());
+  CHECK(std::count(output.begin(), output.end(), 1) == 2 * 64);
+}
+
 // The last block to finish adds up what all wrote, as CUDA's threadFenceReduction sample does.
 __global__ void last_block_sums(int* partial_sums, unsigned* num_finished, int* output) {
   int* const is_last = emulation::shared_array<int>(1);
@@ -238,6 +256,15 @@ __global__ void deep_stack(int* output) {
 }
 __global__ void launch_in_a_kernel() { emulation::launch(nothing, 1, 1); }
 
+std::string error_with_shared_memory(size_t bytes) {
+  try {
+    emulation::launch_with_shared_memory(nothing, 1, 32, bytes);
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  return "";
+}
+
 void check_launches() {
   CHECK(error_of(nothing, 1, 1).empty());
   CHECK(error_of(nothing, 1, 1024).empty());
@@ -246,6 +273,8 @@ void check_launches() {
   CHECK(!error_of(nothing, 1, 0).empty());
   CHECK(!error_of(nothing, 1, 1025).empty());
   CHECK(!error_of(launch_in_a_kernel, 1, 32).empty());
+  CHECK(error_with_shared_memory(emulation::kMaxDynamicSharedBytes).empty());
+  CHECK(!error_with_shared_memory(emulation::kMaxDynamicSharedBytes + 1).empty());
 
   const emulation::Statistics before = emulation::statistics();
   emulation::launch(barriers, 4, 33, 5);
@@ -282,6 +311,7 @@ int main() {
     check_votes();
     check_sub_warp_groups();
     check_shared_arrays();
+    check_dynamic_shared_array();
     check_atomics();
   }
   check_launches();

@@ -1,5 +1,5 @@
 // The shared memory of a block: one array for each declaration, as with CUDA's __shared__, however often it is
-// executed.
+// executed, and the dynamic one.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +12,9 @@
 #include "sanitizers.h"
 
 namespace fused_losses::emulation {
+
+// Compute capability 8.6 and 12.0 give a block 99 KiB in all; others give more.
+constexpr size_t kMaxDynamicSharedBytes = 96 * 1024;
 
 class SharedMemory {
  public:
@@ -30,7 +33,7 @@ class SharedMemory {
     for (const Array& array : arrays_) {
       if (!same_place(array.where, request.where)) continue;
       if (array.bytes == request.bytes) return array.data();
-      throw Misuse(thread, describe(request) + ": " + std::to_string(request.bytes) + " bytes, but " +
+      throw Misuse(thread, emulation::describe(request) + ": " + std::to_string(request.bytes) + " bytes, but " +
                                std::to_string(array.bytes) + " for a thread before");
     }
     return add(thread).data();
@@ -43,17 +46,18 @@ class SharedMemory {
       const auto intact = [](unsigned char byte) { return byte == kGuard; };
       if (!std::all_of(array.memory, array.data(), intact) ||
           !std::all_of(array.data() + array.bytes, array.memory + array.allocated(), intact)) {
-        throw Misuse(thread, "a thread of the block wrote outside the shared array of " + describe(array.where));
+        throw Misuse(thread, "a thread of the block wrote outside " + describe(array));
       }
     }
   }
 
  private:
-  static constexpr size_t kLimitBytes = 48 * 1024;  // without opting in to more
-  static constexpr size_t kGuardBytes = 128;        // on each side; also the alignment
+  static constexpr size_t kMaxStaticBytes = 48 * 1024;
+  static constexpr size_t kGuardBytes = 128;  // on each side; also the alignment
   static constexpr unsigned char kGuard = 0xa5;
 
   struct Array {
+    Call call;
     std::source_location where;
     unsigned char* memory;
     size_t bytes;
@@ -62,13 +66,20 @@ class SharedMemory {
     size_t allocated() const { return bytes + 2 * kGuardBytes; }
   };
 
+  static std::string describe(const Array& array) {
+    if (array.call == Call::DynamicSharedArray) return kCallNames[static_cast<int>(array.call)];
+    return "the shared array of " + emulation::describe(array.where);
+  }
+
   Array& add(const Thread& thread) {
     const Request& request = thread.request;
-    total_bytes_ += (request.bytes + request.alignment - 1) / request.alignment * request.alignment;
-    if (total_bytes_ > kLimitBytes) {
-      throw Misuse(thread, describe(request) + ": more than 48 KiB of shared memory");
+    if (request.call == Call::SharedArray) {
+      static_bytes_ += (request.bytes + request.alignment - 1) / request.alignment * request.alignment;
     }
-    Array array{request.where, nullptr, request.bytes};
+    if (static_bytes_ > kMaxStaticBytes) {
+      throw Misuse(thread, emulation::describe(request) + ": more than 48 KiB of shared memory");
+    }
+    Array array{request.call, request.where, nullptr, request.bytes};
     array.memory = static_cast<unsigned char*>(::operator new(array.allocated(), std::align_val_t{kGuardBytes}));
     std::memset(array.memory, kGuard, array.allocated());
     std::memset(array.data(), 0xff, array.bytes);  // NaN in every floating-point format
@@ -77,7 +88,7 @@ class SharedMemory {
     return arrays_.emplace_back(array);
   }
 
-  size_t total_bytes_ = 0;
+  size_t static_bytes_ = 0;
   std::vector<Array> arrays_;
 };
 

@@ -23,15 +23,16 @@ enum class Call : uint8_t {
   Any,
   All,
   SharedArray,
+  DynamicSharedArray,
   WarpClock,  // and below, what has no name for users
   Exit,
   Misuse,
   DeviceAssert,
 };
 
-inline const char* const kCallNames[] = {"__syncthreads",    "__syncwarp",      "__shfl_sync",   "__shfl_up_sync",
-                                         "__shfl_down_sync", "__shfl_xor_sync", "__ballot_sync", "__any_sync",
-                                         "__all_sync",       "a shared array"};
+inline const char* const kCallNames[] = {
+    "__syncthreads", "__syncwarp", "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync",        "__shfl_xor_sync",
+    "__ballot_sync", "__any_sync", "__all_sync",  "a shared array", "the dynamic shared array"};
 static_assert(std::size(kCallNames) == static_cast<size_t>(Call::WarpClock));
 
 struct Request {
@@ -41,7 +42,7 @@ struct Request {
   int lane = 0;                   // shuffles: source lane, delta or lane mask
   int width = warpSize;           // shuffles
   uint64_t value = 0;             // shuffles and votes
-  size_t bytes = 0;               // of a shuffle's value or a shared array
+  size_t bytes = 0;               // of a shuffle's value or a static shared array
   size_t alignment = 0;           // of a shared array
   const char* message = nullptr;  // misuse and assertions
 };
@@ -62,7 +63,7 @@ struct Thread {
   bool exited = false;
   Request request;
   uint64_t value = 0;      // what a shuffle or vote answers
-  void* memory = nullptr;  // what shared_array or WarpClock answers
+  void* memory = nullptr;  // what a shared array or WarpClock answers
 
   int warp() const { return index / warpSize; }
   int lane() const { return index % warpSize; }

@@ -53,9 +53,10 @@ class CrossEntropyCases {
     for (const int kind : {0, 2, 4}) run({dtype_, 3, 600}, kind);
   }
 
-  // The register kernels' geometries end at these numbers of packets, the sweep's at 8 and 256.
+  // The register kernels' geometries end at these numbers of packets, the sweep's at 8 and 256. 6144 packets are what
+  // shared memory keeps of a row: see kMaxDynamicSharedBytes.
   void ends_of_geometries() const {
-    for (const int64_t packets : {2, 4, 8, 16, 32, 128, 512, 2048, 4096}) {
+    for (const int64_t packets : {2, 4, 8, 16, 32, 128, 512, 2048, 4096, 6144}) {
       CrossEntropyCase last{dtype_, rows_for(longest(packets)), longest(packets)};
       last.logits_past_alignment = last.gradient_past_alignment = packet_ - 1;
       run(last, packets % 3 == 1 ? 0 : 1);
@@ -63,7 +64,7 @@ class CrossEntropyCases {
       next.logits_past_alignment = packet_ - 1;
       run(next, packets % 3 == 1 ? 1 : 0);
     }
-    for (const int64_t packets : {8, 256, 600}) {
+    for (const int64_t packets : {8, 256, 600, 6144}) {
       CrossEntropyCase last{dtype_, rows_for(longest(packets)), longest(packets)};
       last.logits_past_alignment = packet_ - 1;
       run(last, 3);
