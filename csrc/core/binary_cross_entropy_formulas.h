@@ -2,7 +2,8 @@
 // the one that is not asked for.
 //
 // Math is a backend's arithmetic: V, a register or a scalar, with the operators of a number, and static functions
-// constant, select, max_of, exp, log, log1p and log_of_complement.
+// constant, select, all_zero_or_one, max_of, exp, log1p, log, log_of_complement and log_of_either. Of these three
+// ProbabilityFormula asks no more than that they are at most -100 at log 0.
 #pragma once
 
 #include "host_device.h"
@@ -16,17 +17,24 @@ struct ValueAndDerivative {
   V derivative;
 };
 
-// x in [0, 1], y the target: -(y log x + (1 - y) log(1 - x)), the logarithms not below -100.
+// x in [0, 1], y the target: -(y log x + (1 - y) log(1 - x)), the logarithms not below -100. Targets of 0 and 1 leave
+// one of them; what they give is the same to the bit, also the sign of a zero, whatever targets stand beside them.
 // Source: the documentation of torch.nn.BCELoss.
 struct ProbabilityFormula {
   static constexpr bool kChecksRange = true;
 
   template <class Math, class V = typename Math::V>
   FUSED_LOSSES_HOST_DEVICE static ValueAndDerivative<V> at(V x, V y, V) {
+    const V zero = Math::constant(0);
     const V one = Math::constant(1);
     const V lowest = Math::constant(-100);
-    const V value =
-        (y - one) * Math::max_of(lowest, Math::log_of_complement(x)) - y * Math::max_of(lowest, Math::log(x));
+    const auto is_one = y == one;
+    V value = zero;
+    if (Math::all_zero_or_one(y)) {
+      value -= Math::max_of(lowest, Math::log_of_either(is_one, x));
+    } else {
+      value += (y - one) * Math::max_of(lowest, Math::log_of_complement(x)) - y * Math::max_of(lowest, Math::log(x));
+    }
     return {value, (x - y) / Math::max_of(Math::constant(1e-12), (one - x) * x)};
   }
 };

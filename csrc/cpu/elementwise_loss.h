@@ -19,11 +19,14 @@ struct VecMath {
   using V = Vec<A>;
   static V constant(double value) { return broadcast(static_cast<A>(value)); }
   static V select(IntVec<A> condition, V yes, V no) { return cpu::select(condition, yes, no); }
+  // y y = y for no other number, rounded or not.
+  static bool all_zero_or_one(V y) { return !any_bit(bit_cast<IntVec<A>>(y * y - y)); }
   static V max_of(V a, V b) { return cpu::max_of(a, b); }
   static V exp(V x) { return cpu::exp<A>(x); }
   static V log(V x) { return cpu::log<A>(x); }
   static V log1p(V x) { return cpu::log1p(x); }
   static V log_of_complement(V x) { return cpu::log_of_complement<A>(x); }
+  static V log_of_either(IntVec<A> is_log, V x) { return cpu::log_of_either<A>(is_log, x); }
 };
 
 template <class A, class W>
@@ -98,14 +101,14 @@ class ElementwiseKernel {
       const int64_t end = first + params_.elements_per_block;
       const int64_t last = end < params_.num_elements ? end : params_.num_elements;
       CompensatedSum block_loss;
-      input_outside_ = target_outside_ = IntVec<A>{};
+      largest_bits_ = UnsignedVec<A>{};
       for (int64_t i = first; i < last; i += kChunkElements) {
         block_loss.add(chunk<kLoss, kGradient>(i, last - i < kChunkElements ? last - i : kChunkElements));
       }
       if (kGradient && params_.stream_gradient) end_streaming();
       if constexpr (kLoss) {
         if (params_.block_losses != nullptr) params_.block_losses[block] = block_loss.value();
-        if (params_.block_faults != nullptr) params_.block_faults[block] = faults();
+        if (params_.block_faults != nullptr) params_.block_faults[block] = faults(first, last);
       }
     }
   }
@@ -142,7 +145,7 @@ class ElementwiseKernel {
         const Vec<A> loss = weighted(result.value, i);
         sum[slot] += loss;
         if (losses != nullptr) store(losses + i, loss);
-        check_range(x, y);
+        note_range(x, y);
       }
       if constexpr (kGradient) {
         Vec<A> value = weighted(result.derivative, i) * scale_;
@@ -174,7 +177,7 @@ class ElementwiseKernel {
         store_partial(lanes, loss, rest);
         sum[0] += load(lanes);
         if (losses != nullptr) store_partial(losses + i, loss, rest);
-        check_range(x, y);
+        note_range(x, y);
       }
       if constexpr (kGradient) {
         Vec<A> value = weighted(result.derivative, i) * scale_;
@@ -198,23 +201,30 @@ class ElementwiseKernel {
     }
   }
 
-  void check_range(Vec<A> x, Vec<A> y) {
+  // The bits of 0 to 1 are those from 0 to the bits of 1. -0 has larger ones, and so has all that is outside, NaN too.
+  void note_range(Vec<A> x, Vec<A> y) {
     if constexpr (Formula::kChecksRange) {
-      const Vec<A> zero{};
-      const Vec<A> one = broadcast(A(1));
-      input_outside_ |= ~((x >= zero) & (x <= one));  // NaN is outside
-      target_outside_ |= ~((y >= zero) & (y <= one));
+      largest_bits_ = max_of<A>(largest_bits_, bit_cast<UnsignedVec<A>>(x));
+      largest_bits_ = max_of<A>(largest_bits_, bit_cast<UnsignedVec<A>>(y));
     }
   }
 
-  int32_t faults() const {
-    return (any_lane(input_outside_) ? kInputOutOfRange : 0) | (any_lane(target_outside_) ? kTargetOutOfRange : 0);
+  // Elements [first, last) are looked at again where note_range saw one that may be outside.
+  int32_t faults(int64_t first, int64_t last) const {
+    if (!any_lane(bit_cast<IntVec<A>>(largest_bits_ > bit_cast<UnsignedVec<A>>(broadcast(A(1)))))) return 0;
+    int32_t result = 0;
+    for (int64_t i = first; i < last; ++i) {
+      const A x = load_scalar(static_cast<const T*>(params_.input) + i);
+      const A y = load_scalar(static_cast<const U*>(params_.target) + i);
+      if (!(x >= 0 && x <= 1)) result |= kInputOutOfRange;
+      if (!(y >= 0 && y <= 1)) result |= kTargetOutOfRange;
+    }
+    return result;
   }
 
   const BinaryCrossEntropyParams& params_;
   A scale_;
-  IntVec<A> input_outside_{};
-  IntVec<A> target_outside_{};
+  UnsignedVec<A> largest_bits_{};
   // One register longer than a chunk, so that the last one may be read whole.
   alignas(64) A weight_[kWeighted ? kChunkElements + kLanes<A> : 1] = {};
   alignas(64) A pos_weight_[kWeighted ? kChunkElements + kLanes<A> : 1] = {};

@@ -1,6 +1,6 @@
 // One SIMD register of the accumulation type: load with widening, store with rounding, reductions, masks.
-// Written with the vector extensions of GCC and Clang, so that one source serves every instruction set; vec_x86.h and
-// the portable versions below it hold the few operations that the extensions cannot express.
+// Written with the vector extensions of GCC and Clang, so that one source serves every instruction set; vec_convert.h
+// holds the few operations that the extensions cannot express.
 #pragma once
 
 #include <cstdint>
@@ -43,10 +43,12 @@ struct IntegerOf;
 template <>
 struct IntegerOf<float> {
   using type = int32_t;
+  using unsigned_type = uint32_t;
 };
 template <>
 struct IntegerOf<double> {
   using type = int64_t;
+  using unsigned_type = uint64_t;
 };
 template <class A>
 using Integer = typename IntegerOf<A>::type;
@@ -56,6 +58,8 @@ template <class A>
 using Vec = typename VectorOf<A, kLanes<A>>::type;
 template <class A>
 using IntVec = typename VectorOf<Integer<A>, kLanes<A>>::type;
+template <class A>
+using UnsignedVec = typename VectorOf<typename IntegerOf<A>::unsigned_type, kLanes<A>>::type;
 
 template <class A>
 struct Infinity;

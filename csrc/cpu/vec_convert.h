@@ -49,6 +49,23 @@ inline bool any_lane(IntVec<float> mask) {
 
 inline bool any_lane(IntVec<double> mask) { return any_lane(bit_cast<IntVec<float>>(mask)); }
 
+inline bool any_bit(IntVec<float> bits) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask(bit_cast<__m512i>(bits), bit_cast<__m512i>(bits)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_testz_si256(bit_cast<__m256i>(bits), bit_cast<__m256i>(bits)) == 0;
+#else
+  return any_lane(bits != 0);
+#endif
+}
+
+inline bool any_bit(IntVec<double> bits) { return any_bit(bit_cast<IntVec<float>>(bits)); }
+
+template <class A>
+inline UnsignedVec<A> max_of(UnsignedVec<A> a, UnsignedVec<A> b) {
+  return a > b ? a : b;
+}
+
 // value * 2^exponent for an integral exponent in [-1100, 1100], rounded once when the result is subnormal; 0 where
 // x < lowest, whatever the exponent is there.
 #if defined(__AVX512F__)

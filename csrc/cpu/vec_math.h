@@ -3,9 +3,9 @@
 // Note [Elementary functions]
 // The polynomials are minimax fits (Remez exchange, 50 digits; the relative error of the fit is beside each).
 //   exp:   x = n ln 2 + r, |r| <= ln 2 / 2, exp(r) = 1 + r + r^2 q(r); ln 2 is subtracted in two parts (Cody and
-//   Waite). log:   x = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). In float32 log(1 + f) = f + f^2 q(f), because a
-//   division costs
-//          more than the longer polynomial; in float64 log(1 + f) = 2 atanh(s) = 2 s + 2 s^3 q(s^2) with s = f / (2 +
+//          Waite).
+//   log:   x = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). In float32 log(1 + f) = f + f^2 q(f), because a division
+//          costs more than the longer polynomial; in float64 log(1 + f) = 2 atanh(s) = 2 s + 2 s^3 q(s^2), s = f / (2 +
 //          f).
 //   log1p: on [0, 1] only, which is all that a binary cross-entropy needs, in the same two ways.
 // tests/native/test_elementary_functions.py holds the largest error of each in ULP over its whole range.
@@ -30,8 +30,8 @@ struct MathConstants;
 template <>
 struct MathConstants<float> {
   static constexpr float kLog2E = 0x1.715476p+0f;
-  static constexpr float kLn2High = 0x1.63p-1f;  // 9 bits: n * kLn2High is exact
-  static constexpr float kLn2Low = -2.12194440e-4f;
+  static constexpr float kLn2High = 0x1.62ep-1f;  // 12 bits: n * kLn2High is exact
+  static constexpr float kLn2Low = 3.19461849e-5f;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
   static constexpr float kExpLowest = -104.0f;  // exp rounds to 0 here and below
   static constexpr float kExp[] = {0.5000000027f, 0.1666657665f, 0.04166637427f, 0.008363235069f,
@@ -43,6 +43,7 @@ struct MathConstants<float> {
   static constexpr int kMantissaBits = 23;
   static constexpr int32_t kExponentBias = 127;
   static constexpr int32_t kSqrtHalfBits = 0x3f3504f3;
+  static constexpr float kSqrtTwo = 0x1.6a09e6p+0f;
 };
 
 template <>
@@ -63,6 +64,7 @@ struct MathConstants<double> {
   static constexpr int kMantissaBits = 52;
   static constexpr int64_t kExponentBias = 1023;
   static constexpr int64_t kSqrtHalfBits = 0x3fe6a09e667f3bcd;
+  static constexpr double kSqrtTwo = 0x1.6a09e667f3bcdp+0;
   static constexpr double kSmallestNormal = 0x1p-1022;
   static constexpr double kTwoToMantissa = 0x1p52;
 };
@@ -96,6 +98,24 @@ struct Reduced {
   Vec<A> fraction;
 };
 
+#if defined(__AVX512F__)
+// The exponent of 0 is -infinity.
+template <class A>
+inline Reduced<A> reduce(Vec<A> x) {
+  Vec<A> mantissa;
+  Vec<A> exponent;
+  if constexpr (kSameType<A, float>) {
+    mantissa = _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+    exponent = _mm512_getexp_ps(x);
+  } else {
+    mantissa = _mm512_getmant_pd(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+    exponent = _mm512_getexp_pd(x);
+  }
+  const IntVec<A> is_large = mantissa >= broadcast<A>(MathConstants<A>::kSqrtTwo);
+  return {select(is_large, exponent + A(1), exponent), select(is_large, mantissa * A(0.5), mantissa) - A(1)};
+}
+#else
+// The exponent of 0 is -150 in float32 and -1075 in float64.
 template <class A>
 inline Reduced<A> reduce(Vec<A> x) {
   using C = MathConstants<A>;
@@ -109,7 +129,9 @@ inline Reduced<A> reduce(Vec<A> x) {
   const Vec<A> offset = broadcast(static_cast<A>(C::kMantissaBits));
   return {exponent - select(is_subnormal, offset, Vec<A>{}), bit_cast<Vec<A>>(bits - (n << C::kMantissaBits)) - A(1)};
 }
+#endif
 
+// Both parts of ln 2 are positive, so that log 0 becomes -infinity with an exponent of -infinity.
 inline Vec<float> log_of_reduced(Reduced<float> x) {
   using C = MathConstants<float>;
   const Vec<float> f = x.fraction;
@@ -134,15 +156,22 @@ inline Vec<A> log(Vec<A> x) {
   return with_log_limits<A>(x, log_of_reduced(reduce<A>(x)));
 }
 
-// log(1 - x) for 0 <= x <= 1, and NaN. Below 1/2 rounding 1 - x loses bits of x; the fraction is taken from x itself:
-// -x where the exponent is 0, 1 - 2 x, which is exact, where it is -1.
+// log(x) where `is_log`, else log(1 - x), for 0 <= x <= 1; at most -100 for log 0. What rounding 1 - x lost of x, which
+// is exact, is given back to the fraction.
+template <class A>
+inline Vec<A> log_of_either(IntVec<A> is_log, Vec<A> x) {
+  const Vec<A> complement = A(1) - x;
+  const Vec<A> lost = (A(1) - complement) - x;
+  Reduced<A> reduced = reduce<A>(select(is_log, x, complement));
+  // Nothing is lost where 1 - x <= 1/2; elsewhere the exponent is 0 or -1.
+  reduced.fraction += select(is_log, Vec<A>{}, select(reduced.exponent < Vec<A>{}, lost + lost, lost));
+  return log_of_reduced(reduced);
+}
+
+// 0 <= x <= 1, and NaN.
 template <class A>
 inline Vec<A> log_of_complement(Vec<A> x) {
-  const Vec<A> complement = A(1) - x;
-  Reduced<A> reduced = reduce<A>(complement);
-  reduced.fraction = select(reduced.exponent == Vec<A>{}, -x, reduced.fraction);
-  reduced.fraction = select(reduced.exponent == broadcast(A(-1)), A(1) - (x + x), reduced.fraction);
-  return with_log_limits<A>(complement, log_of_reduced(reduced));
+  return with_log_limits<A>(A(1) - x, log_of_either<A>(IntVec<A>{}, x));
 }
 
 // Of (log1p(x) - x) / x^2; 5e-9 of log1p(x).

@@ -21,6 +21,7 @@ struct ScalarMath {
   using V = A;
   static __device__ __forceinline__ A constant(double value) { return static_cast<A>(value); }
   static __device__ __forceinline__ A select(bool condition, A yes, A no) { return condition ? yes : no; }
+  static __device__ __forceinline__ bool all_zero_or_one(A y) { return y == A(0) || y == A(1); }
   // As the comparison a > b ? a : b: of NaN and a number the second one.
   static __device__ __forceinline__ A max_of(A a, A b) { return a > b ? a : b; }
   static __device__ __forceinline__ A log(A x) { return log_of(x); }
@@ -33,6 +34,7 @@ struct ScalarMath {
     }
   }
   static __device__ __forceinline__ A log_of_complement(A x) { return log1p(-x); }
+  static __device__ __forceinline__ A log_of_either(bool is_log, A x) { return is_log ? log(x) : log1p(-x); }
 };
 
 // kCount elements of a dense tensor; one access each where there is no packet of them.

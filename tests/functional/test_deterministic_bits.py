@@ -3,6 +3,7 @@
 import pytest
 import torch
 from losses import (
+    BINARY_CROSS_ENTROPY,
     BINARY_LOSSES,
     CROSS_ENTROPY,
     LOSSES,
@@ -104,6 +105,22 @@ def test_an_element_alone_and_among_others(loss, dtype, device):
         alone = run(loss.ours, input[place : place + 1], target[place : place + 1], reduction="none")
         assert torch.equal(alone.loss[0], together.loss[place])
         assert torch.equal(alone.gradient[0], together.gradient[place])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_targets_of_0_and_1_alone_and_beside_soft_ones(dtype, device):
+    """A vector of targets that are all 0 or 1 takes one logarithm instead of two."""
+    input = torch.cat([torch.tensor([0.0, 1.0]), torch.rand(65)]).to(device=device, dtype=dtype)
+    hard = torch.randint(2, (67,), device=device).to(dtype)
+    hard[:2] = input[:2]  # a loss of 0, of the same sign
+    among_soft = torch.where(torch.arange(67, device=device) % 3 == 2, torch.full_like(hard, 0.25), hard)
+    alone = run(BINARY_CROSS_ENTROPY.ours, input, hard, reduction="none")
+    mixed = run(BINARY_CROSS_ENTROPY.ours, input, among_soft, reduction="none")
+    same = among_soft == hard
+    assert not same.all()
+    assert torch.equal(mixed.loss[same], alone.loss[same])
+    assert torch.equal(mixed.loss[same].signbit(), alone.loss[same].signbit())
+    assert torch.equal(mixed.gradient[same], alone.gradient[same])
 
 
 def check_permuted_rows(num_classes, device):

@@ -89,11 +89,12 @@ def test_an_ignored_index_is_not_out_of_range():
 
 
 @pytest.mark.parametrize("which", ["input", "target"])
-@pytest.mark.parametrize("value", [1.0001, -1e-6, torch.nan, torch.inf])
+@pytest.mark.parametrize("value", [1.0001, -1e-6, torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("num_elements", [1, 35, 100_000])  # in a tail, behind a vector, in the second thread's part
+@pytest.mark.parametrize("label", [0.5, 1.0])
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["no grad", "grad"])
-def test_probabilities_out_of_range(num_elements, value, which, requires_grad, capfd):
-    arguments = {"input": torch.full((num_elements,), 0.5), "target": torch.full((num_elements,), 0.5)}
+def test_probabilities_out_of_range(num_elements, value, which, label, requires_grad, capfd):
+    arguments = {"input": torch.full((num_elements,), 0.5), "target": torch.full((num_elements,), label)}
     arguments[which][-1] = value
     arguments["input"].requires_grad_(requires_grad)
     torchs = error_of(BINARY_CROSS_ENTROPY.torchs, (), arguments)

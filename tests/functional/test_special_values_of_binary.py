@@ -102,6 +102,15 @@ def test_probabilities_at_the_ends(probability, target, loss, gradient, num_elem
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("label", [-0.0, 0.5])
+def test_negative_zero_is_in_the_range(label, dtype, device):
+    input = torch.full((70,), 0.25, device=device, dtype=dtype)
+    input[::5] = -0.0
+    check_parity(BINARY_CROSS_ENTROPY, input, torch.full_like(input, label), reduction="none")
+    check_parity(BINARY_CROSS_ENTROPY, input, torch.full_like(input, label))
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_gradient_at_the_ends_overflows_only_where_the_dtype_does(dtype, device):
     input = torch.tensor([0.0, 1.0], device=device, dtype=dtype)
     gradient = run(BINARY_CROSS_ENTROPY.ours, input, 1 - input, reduction="sum").gradient
