@@ -6,6 +6,9 @@ says what is wrong with a call: ``docs/routing.md`` lists which calls go where.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +29,8 @@ _torch_nll_loss = F.nll_loss
 _torch_binary_cross_entropy = F.binary_cross_entropy
 _torch_binary_cross_entropy_with_logits = F.binary_cross_entropy_with_logits
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
@@ -33,7 +38,22 @@ def _reduction_code(reduction: str, size_average: bool | None, reduce: bool | No
     """The operators' number of a reduction; nothing for a name that torch will refuse."""
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)  # warns, as torch does
-    return _REDUCTIONS.get(reduction)
+    return _REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
+
+
+def _is_class_index(ignore_index: int) -> bool:
+    return type(ignore_index) is int and -(2**63) <= ignore_index < 2**63
+
+
+def _scripted_as(original: Callable[..., Tensor]) -> Callable[[FunctionT], FunctionT]:
+    """Makes :func:`torch.jit.script` compile ``original`` where it meets the function, as it does after ``patch()``."""
+
+    def mark(function: FunctionT) -> FunctionT:
+        # The attributes by which torch.jit.script_if_tracing says the same.
+        vars(function).update(__script_if_tracing_wrapper=True, __original_fn=original)
+        return function
+
+    return mark
 
 
 def _torch_target(target: Tensor) -> Tensor:
@@ -41,6 +61,7 @@ def _torch_target(target: Tensor) -> Tensor:
     return target.long() if isinstance(target, Tensor) and target.dtype == torch.int32 else target
 
 
+@_scripted_as(_torch_cross_entropy)
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -96,8 +117,9 @@ def cross_entropy(
     if (
         runs_eagerly()
         and has_kernel(input, target, weight)
-        and type(ignore_index) is int
+        and _is_class_index(ignore_index)
         and type(label_smoothing) in (float, int)
+        and 0 <= label_smoothing <= 1
     ):
         code = _reduction_code(reduction, size_average, reduce)
         if code is not None:
@@ -109,6 +131,7 @@ def cross_entropy(
     return _torch_cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
 
 
+@_scripted_as(_torch_nll_loss)
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -151,7 +174,7 @@ def nll_loss(
 
     Source: the documentation of :class:`torch.nn.NLLLoss`.
     """
-    if runs_eagerly() and has_kernel(input, target, weight) and type(ignore_index) is int:
+    if runs_eagerly() and has_kernel(input, target, weight) and _is_class_index(ignore_index):
         code = _reduction_code(reduction, size_average, reduce)
         if code is not None:
             try:
@@ -161,6 +184,7 @@ def nll_loss(
     return _torch_nll_loss(input, _torch_target(target), weight, size_average, ignore_index, reduce, reduction)
 
 
+@_scripted_as(_torch_binary_cross_entropy)
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -214,6 +238,7 @@ def binary_cross_entropy(
     return _torch_binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
 
 
+@_scripted_as(_torch_binary_cross_entropy_with_logits)
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,

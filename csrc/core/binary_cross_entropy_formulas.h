@@ -35,7 +35,7 @@ struct ProbabilityFormula {
     } else {
       value += (y - one) * Math::max_of(lowest, Math::log_of_complement(x)) - y * Math::max_of(lowest, Math::log(x));
     }
-    return {value, (x - y) / Math::max_of(Math::constant(1e-12), (one - x) * x)};
+    return {value, (x - y) / Math::max_of(Math::constant(1e-12f), (one - x) * x)};
   }
 };
 

@@ -119,9 +119,14 @@ class Positions {
     if (params_.mode == CrossEntropyMode::Backward) {
       const A* grad_output = static_cast<const A*>(params_.grad_output);
       for (int i = 0; i < tile_.count; ++i) {
+        if (is_ignored(i)) continue;  // whatever grad_output is there, an infinity too
         state_.scale[i] *= grad_output[(tile_.first + i) * params_.grad_output_stride];
       }
     }
+  }
+
+  bool is_ignored(int i) const {
+    return params_.target_kind != TargetKind::Probability && state_.target_class[i] < 0;
   }
 
   // Where every target is ignored the scale of a mean is infinite: an ignored position takes no part in it.

@@ -36,7 +36,8 @@ struct CrossEntropyOperators {
   static std::tuple<Tensor, Tensor> with_statistics(const Tensor& logits, const Tensor& target,
                                                     const std::optional<Tensor>& class_weight, int64_t reduction,
                                                     int64_t ignore_index, double label_smoothing, bool promote) {
-    Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
+    // The layout is the backward's: a kernel need not leave statistics of ignored rows that another would read.
+    Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);
     call.params.mode = CrossEntropyMode::Loss;
     const Tensor statistics = call.new_statistics();
     return {call.run_to_loss(), statistics};

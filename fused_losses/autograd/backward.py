@@ -9,8 +9,10 @@ into what it gets.
 
 Note [Gradient on a device]
 On a GPU the host does not know ``grad_output`` and must not wait for it: the device scales the gradient, and leaves it
-alone where ``grad_output`` is 1. A 16-bit gradient is computed anew from the logits instead and is rounded once;
-only where the logits were modified since, which torch allows here, it is scaled like the others.
+alone where ``grad_output`` is 1. A 16-bit gradient is computed anew from the logits instead and is rounded once.
+
+On either side a gradient that should be computed anew is scaled after all where the logits were modified since, which
+torch allows here.
 """
 
 from __future__ import annotations
@@ -30,7 +32,13 @@ keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_kee
 
 def needs_composite(ctx: Any, grad_output: Tensor) -> bool:
     """Whether this backward must itself be differentiable or transformable, or serve more inputs than the first."""
-    return torch.is_grad_enabled() or any(ctx.needs_input_grad[1:]) or is_batched(grad_output) or not runs_eagerly()
+    return (
+        torch.is_grad_enabled()
+        or any(ctx.needs_input_grad[1:])
+        or grad_output.layout is not torch.strided
+        or is_batched(grad_output)
+        or not runs_eagerly()
+    )
 
 
 def composite_gradients(
@@ -75,7 +83,7 @@ def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[..., None]) -
             _ops.scale_gradient(gradient, grad_output)
         return gradient
     scale = grad_output.item()
-    if gradient.dtype.itemsize == 2 and not _scales_exactly(gradient, scale):
+    if not _scales_exactly(gradient, scale) and _saved_intact(ctx) is not None:
         ctx.gradient = None
         return None
     if keeps_graph():
@@ -94,5 +102,11 @@ def _saved_intact(ctx: Any) -> tuple[Tensor | None, ...] | None:
 
 
 def _scales_exactly(gradient: Tensor, scale: float) -> bool:
-    """16-bit values must be rounded once: only a power of two may multiply them, and only where none can underflow."""
-    return scale == 1 or (gradient.dtype == torch.bfloat16 and abs(math.frexp(scale)[0]) == 0.5)
+    """Whether a multiplication gives what the kernels would.
+
+    16-bit values must be rounded once: only a power of two may multiply them, and only where none can underflow. An
+    infinity makes the zeros of ignored rows NaN.
+    """
+    if gradient.dtype.itemsize == 2:
+        return scale == 1 or (gradient.dtype == torch.bfloat16 and abs(math.frexp(scale)[0]) == 0.5)
+    return math.isfinite(scale)

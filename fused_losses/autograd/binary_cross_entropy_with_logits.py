@@ -104,5 +104,15 @@ def fused_binary_cross_entropy_with_logits(
 ) -> Tensor:
     """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
     if needs_gradient(logits):
-        return _apply(logits, target, weight, pos_weight, reduction, inplace_gradient)
-    return _ops.binary_cross_entropy_with_logits_forward(logits, target, weight, pos_weight, reduction)
+        loss = _apply(logits, target, weight, pos_weight, reduction, inplace_gradient)
+    else:
+        loss = _ops.binary_cross_entropy_with_logits_forward(logits, target, weight, pos_weight, reduction)
+    return loss if reduction != 0 else _in_order_of(target, loss)
+
+
+def _in_order_of(target: Tensor, losses: Tensor) -> Tensor:
+    """The unreduced losses with their axes in the order of the target's, as torch's; ours have the logits'."""
+    if losses.stride() == target.stride():
+        return losses
+    ordered = torch.empty_like(target, dtype=losses.dtype, requires_grad=False)
+    return losses if losses.stride() == ordered.stride() else ordered.copy_(losses)

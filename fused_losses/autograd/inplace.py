@@ -10,8 +10,12 @@ tensor of that size instead of two. Nothing is corrupted in silence:
   them modified and raises torch's usual error: a second loss of the same logits, a softmax that saved its result;
 * the gradient gets memory of its own where the graph is kept (``retain_graph=True``), where saved tensors pass through
   hooks, where the target or a weight shares the logits' memory, where two logits share an address (``expand``), and
-  where the kernels work on a copy of the logits (odd strides, or strides that probability targets do not share);
+  where the kernels work on a copy of the logits (odd strides, strides that probability targets do not share, or the
+  negative view that ``imag`` of a conjugate is);
 * ``create_graph=True`` and everything else that is left to torch never writes over anything.
+
+What autograd does not know of cannot be seen: an alias without a version counter in common (``.data``, NumPy's view of
+the logits), and a ``.grad`` that is the very memory of the logits because a sum passed the gradient through.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ def may_overwrite(logits: Tensor, *others: Tensor | None) -> bool:
         raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
     memory = logits.untyped_storage().data_ptr()
     shared = any(tensor is not None and tensor.untyped_storage().data_ptr() == memory for tensor in others)
-    return not shared and not saves_through_hooks()
+    return not shared and not logits.is_neg() and not saves_through_hooks()
 
 
 def overwrite(logits: Tensor, write: Callable[..., None], *arguments: Any) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from losses import CLASS_LOSSES, CROSS_ENTROPY, LOSSES, REDUCTIONS, sample
+from losses import BINARY_CROSS_ENTROPY_WITH_LOGITS, CLASS_LOSSES, CROSS_ENTROPY, LOSSES, REDUCTIONS, sample
 from parity import run
 
 # Rows of few classes, of many, and a strided class axis: each may save something else for the backward.
@@ -120,6 +120,34 @@ def test_logits_overwritten_after_the_forward(reduction, shape, dtype, device):
     activation.detach().fill_(3)  # which the version counter of `activation` counts
     value.backward()
     assert torch.equal(leaf.grad, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_logits_overwritten_before_the_backward_of_a_scaled_loss(dtype, device):
+    """A 16-bit gradient cannot be computed anew then; it is scaled, and rounded a second time."""
+    logits, target = sample(CROSS_ENTROPY, (6, 5), dtype, device)
+    expected = run(CROSS_ENTROPY.ours, logits, target, torch.tensor(3.0, device=device)).gradient
+    leaf = logits.clone().requires_grad_()
+    value = CROSS_ENTROPY.ours(leaf, target) * 3
+    with torch.no_grad():
+        leaf.fill_(3)
+    value.backward()
+    info = torch.finfo(dtype)
+    smallest_number = info.smallest_normal * info.eps
+    torch.testing.assert_close(leaf.grad, expected, rtol=2 * info.eps, atol=2 * smallest_number)
+
+
+def test_a_sparse_grad_output(device):
+    """Of a gather() with sparse_grad=True."""
+    gradients = []
+    for function in (BINARY_CROSS_ENTROPY_WITH_LOGITS.ours, BINARY_CROSS_ENTROPY_WITH_LOGITS.torchs):
+        torch.manual_seed(0)
+        logits, target = sample(BINARY_CROSS_ENTROPY_WITH_LOGITS, (6, 5), device=device)
+        leaf = logits.requires_grad_()
+        picked = torch.tensor([[1], [0], [4], [2], [2], [0]], device=device)
+        torch.gather(function(leaf, target, reduction="none"), 1, picked, sparse_grad=True).sum().backward()
+        gradients.append(leaf.grad.to_dense())
+    torch.testing.assert_close(*gradients)
 
 
 @for_every_loss_reduction_and_shape

@@ -220,6 +220,17 @@ def test_expanded_logits_get_memory_of_their_own(loss_of: Callable[..., Tensor])
 
 
 @each_loss
+def test_negated_views_get_memory_of_their_own(loss_of: Callable[..., Tensor]) -> None:
+    """The imaginary part of a conjugate holds the numbers of opposite sign, and a bit that says so."""
+    leaf = torch.randn(6, 11, dtype=torch.complex64, requires_grad=True)
+    logits = (leaf * 1).conj().imag
+    assert logits.is_neg()
+    loss_of(logits, inplace_gradient=True).backward()
+    expected = torch.autograd.grad(loss_of((leaf * 1).conj().imag), leaf)[0]
+    torch.testing.assert_close(leaf.grad, expected)
+
+
+@each_loss
 def test_a_target_in_the_same_memory_survives(loss_of: Callable[..., Tensor]) -> None:
     leaf = torch.randn(6, 11, requires_grad=True)
     logits = leaf * 1

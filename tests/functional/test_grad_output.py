@@ -76,3 +76,29 @@ def test_not_finite(loss, grad_output, device):
     grad_output = torch.tensor(grad_output, device=device)
     ours, torchs = (run(function, input, target, grad_output).gradient for function in (loss.ours, loss.torchs))
     assert torch.equal(ours.isfinite(), torchs.isfinite())
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 100, 4, 4), (3, 3000)], ids=str)
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_not_finite_at_ignored_positions(value, shape, label_smoothing, device):
+    """sqrt() of a loss of 0 has an infinite slope, which must not reach what has no part in the loss."""
+    logits, target = sample(CROSS_ENTROPY, shape, device=device)
+    target[1] = -100
+    grad_output = torch.ones(shape_of_losses(CROSS_ENTROPY, shape), device=device)
+    grad_output[1] = value
+    options = dict(reduction="none", label_smoothing=label_smoothing)
+    check_parity(CROSS_ENTROPY, logits, target, grad_output, **options)
+    assert (run(CROSS_ENTROPY.ours, logits, target, grad_output, **options).gradient[1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 100, 4, 4)], ids=str)
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_scalar_that_is_not_finite_leaves_ignored_positions_alone_on_the_cpu(value, shape, dtype):
+    """On a GPU nobody looks at the scalar, and what is multiplied by it there becomes NaN."""
+    logits, target = sample(CROSS_ENTROPY, shape, dtype)
+    target[1] = -100
+    gradient = run(CROSS_ENTROPY.ours, logits, target, torch.tensor(value)).gradient
+    assert (gradient[1] == 0).all()
+    assert not gradient[0].isfinite().all()

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from layouts import LAYOUTS, every_second_element, offset_by_one_element, transposed
+from layouts import (
+    LAYOUTS,
+    class_axis_last,
+    contiguous,
+    cut_from_wider_rows,
+    every_second_element,
+    offset_by_one_element,
+    transposed,
+)
 from losses import (
     BINARY_LOSSES,
     CLASS_LOSSES,
@@ -91,6 +99,36 @@ def test_expanded_input_gathers_its_gradient(loss, dim, device):
     assert gradients[0].shape == base.shape
     twelve_sums = 12 * torch.finfo(torch.float64).eps
     torch.testing.assert_close(gradients[0], gradients[1], rtol=twelve_sums, atol=twelve_sums)
+
+
+@pytest.mark.parametrize("num_classes", [5, 100, 2000])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_one_row_of_logits_for_all_positions_of_an_image(reduction, num_classes, device):
+    """Logits of an image as a whole against the labels of its pixels, some of them ignored."""
+    pooled = sample_input(CROSS_ENTROPY, (4, num_classes), device=device)
+    target = torch.randint(num_classes, (4, 9, 11), device=device)
+    target[:, 2:5, ::3] = 255
+    for logits in (
+        pooled[:, :, None, None].expand(4, num_classes, 9, 11),
+        pooled[:, :, None, None].expand(-1, -1, 9, 1),
+    ):
+        labels = target[..., : logits.size(-1)].contiguous()
+        check_parity(CROSS_ENTROPY, logits, labels, reduction=reduction, ignore_index=255)
+    windows = sample_input(CROSS_ENTROPY, (4, num_classes + 8), device=device).unfold(1, 9, 1)
+    assert windows.shape == (4, num_classes, 9) and windows.stride()[1:] == (1, 1)
+    check_parity(CROSS_ENTROPY, windows, target[:, :, 0].contiguous(), reduction=reduction, ignore_index=255)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("loss", BINARY_LOSSES, ids=repr)
+def test_unreduced_losses_have_the_strides_of_torchs(loss, dtype, device):
+    """Whoever calls view() on them finds the axes in the order in which torch has them."""
+    input, target = sample(loss, (2, 3, 4, 5), dtype, device)
+    for input_layout in (contiguous, class_axis_last, transposed, cut_from_wider_rows):
+        for target_layout in (contiguous, class_axis_last, transposed, cut_from_wider_rows):
+            laid_out = input_layout(input), target_layout(target)
+            check_parity(loss, *laid_out, reduction="none")
+            assert loss.ours(*laid_out, reduction="none").stride() == loss.torchs(*laid_out, reduction="none").stride()
 
 
 def every_second(indices):

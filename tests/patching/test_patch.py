@@ -1,5 +1,7 @@
 """patch(), unpatch(), patched() and is_patched(): which functions stand in torch.nn.functional when."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -216,3 +218,28 @@ def test_a_function_that_somebody_else_put_there_is_not_lost(monkeypatch):
     with fused_losses.patched():
         pass
     assert torch.nn.functional.nll_loss is theirs
+
+
+SCRIPTS = """
+import torch
+import torch.nn.functional as F
+import fused_losses
+
+fused_losses.patch()
+for loss in ("CrossEntropyLoss", "NLLLoss", "BCELoss", "BCEWithLogitsLoss"):
+    torch.jit.script(getattr(torch.nn, loss)())
+    torch.jit.script(getattr(fused_losses, loss)())
+
+def smoothed(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, target, label_smoothing=0.1)
+
+logits, target = torch.randn(8, 5), torch.randint(5, (8,))
+torch.testing.assert_close(torch.jit.script(smoothed)(logits, target), smoothed(logits, target))
+"""
+
+
+def test_torch_script_compiles_torchs_functions_while_ours_are_in_their_place(tmp_path):
+    """In a process of its own: what torch.jit has compiled before, it does not compile again."""
+    script = tmp_path / "scripts.py"  # torch.jit reads the source
+    script.write_text(SCRIPTS)
+    subprocess.run([sys.executable, "-W", "ignore", script], check=True)
