@@ -49,8 +49,7 @@ def _scripted_as(original: Callable[..., Tensor]) -> Callable[[FunctionT], Funct
     """Makes :func:`torch.jit.script` compile ``original`` where it meets the function, as it does after ``patch()``."""
 
     def mark(function: FunctionT) -> FunctionT:
-        # The attributes by which torch.jit.script_if_tracing says the same.
-        vars(function).update(__script_if_tracing_wrapper=True, __original_fn=original)
+        vars(function).update(__prepare_scriptable__=lambda: original)
         return function
 
     return mark
