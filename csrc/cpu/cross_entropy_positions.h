@@ -125,9 +125,7 @@ class Positions {
     }
   }
 
-  bool is_ignored(int i) const {
-    return params_.target_kind != TargetKind::Probability && state_.target_class[i] < 0;
-  }
+  bool is_ignored(int i) const { return params_.target_kind != TargetKind::Probability && state_.target_class[i] < 0; }
 
   // Where every target is ignored the scale of a mean is infinite: an ignored position takes no part in it.
   template <class I>
