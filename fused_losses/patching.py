@@ -41,8 +41,8 @@ def _apply_state() -> None:
 def patch() -> None:
     """Replace the four losses in :mod:`torch.nn.functional`, and so in every module that calls them there.
 
-    Names that were imported from it before (``from torch.nn.functional import cross_entropy``) stay torch's. May be
-    called any number of times, from any thread.
+    Names that were imported from it before (``from torch.nn.functional import cross_entropy``) stay torch's, and cannot
+    be pickled as long as others stand in their place. May be called any number of times, from any thread.
     """
     global _patched_for_good
     with _lock:
