@@ -125,7 +125,7 @@ class BinaryCheck {
       derivative = (1 - y) * sigmoid - pos_weight * y * (1 - sigmoid);
     } else {
       loss = -y * std::max(std::log(x), -100.0) - (1 - y) * std::max(std::log(1 - x), -100.0);
-      derivative = (x - y) / std::max((1 - x) * x, 1e-12);
+      derivative = (x - y) / std::max((1 - x) * x, double{1e-12f});
     }
     losses_.push_back(loss * weight);
     derivatives_.push_back(derivative * weight);
