@@ -3,9 +3,8 @@
 //
 // Bytes an element: its size for the loss, and the size of a probability target; with the gradient, the gradient's and
 // the probability's once more. The logits of the second sweep come from the first-level cache where a row is short, and
-// else from shared memory, which keeps as many packets of a row as it has room for: all of 227 KB on an H100. The rest
-// of a longer row comes from the second-level cache (H100: 132 rows of 256,000 bfloat16 classes leave 38 MB of its 50
-// MB).
+// else from shared memory, which keeps as many packets of a row as it has room for: 226 KB on an H100. The rest of a
+// longer row comes from the second-level cache (H100: 38 MB of 132 rows of 256,000 bfloat16 classes, of its 50 MB).
 #pragma once
 
 #include <algorithm>
