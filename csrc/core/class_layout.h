@@ -14,7 +14,7 @@ struct Place {
 };
 
 FUSED_LOSSES_HOST_DEVICE constexpr Place place_of(int64_t position, int64_t inner_size) {
-  const int64_t outer = inner_size == 1 ? position : position / inner_size;  // a division takes a GPU 100 instructions
+  const int64_t outer = inner_size == 1 ? position : position / inner_size;  // no division on the usual way
   return {outer, position - outer * inner_size};
 }
 

@@ -160,7 +160,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
   T* gradients = static_cast<T*>(params.gradient);
   Row<T, Mass> row(params, Mass(params));
   const auto offset_of = [&](const ClassLayout& layout, int64_t position) {
-    return layout.offset(position / params.inner_size, position % params.inner_size);
+    return layout.offset(place_of(position, params.inner_size));
   };
 
   for (int64_t block = block_begin; block < block_end; ++block) {

@@ -95,7 +95,7 @@ struct ProbabilityMass {
         spread(static_cast<A>(params.label_smoothing / static_cast<double>(params.num_classes))) {}
   void start_row(const CrossEntropyParams& params, int64_t position) {
     target = static_cast<const U*>(params.probability_target) +
-             params.probability_layout.offset(position / params.inner_size, position % params.inner_size);
+             params.probability_layout.offset(place_of(position, params.inner_size));
   }
   Vec<A> at(int64_t c) const {
     const Vec<A> smoothed = load(target + c) * keep + spread;

@@ -22,10 +22,10 @@ void for_each_run(const ClassLayout& layout, int64_t inner_size, int64_t first, 
     return;
   }
   for (int64_t position = first; position < last;) {
-    const int64_t outer = position / inner_size;
-    const int64_t inner = position - outer * inner_size;
-    const int64_t count = inner_size - inner < last - position ? inner_size - inner : last - position;
-    visit(Run{position, count, layout.offset(outer, inner), layout.inner_stride});
+    const Place place = place_of(position, inner_size);
+    const int64_t rest = inner_size - place.inner;
+    const int64_t count = rest < last - position ? rest : last - position;
+    visit(Run{position, count, layout.offset(place), layout.inner_stride});
     position += count;
   }
 }
