@@ -6,53 +6,42 @@ says what is wrong with a call: ``docs/routing.md`` lists which calls go where.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
+from torch.overrides import handle_torch_function
 
 from .autograd.binary_cross_entropy import fused_binary_cross_entropy
 from .autograd.binary_cross_entropy_with_logits import fused_binary_cross_entropy_with_logits
 from .autograd.cross_entropy import fused_cross_entropy
-from .autograd.eager import has_kernel, is_refused_by_autocast, keeps_target_type, runs_eagerly
 from .autograd.nll_loss import fused_nll_loss
+from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_entropy
+from .operators.cross_entropy import refusal as refusal_of_cross_entropy
+from .operators.elementwise import refusal as refusal_of_elementwise
+from .operators.nll_loss import refusal as refusal_of_nll_loss
+from .routing import has_overrides, is_autocast, promotes, reason_for_torch, without_waiting_wrapper
+from .torch_losses import mark_as_replacement, torch_function
 
 __all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss"]
 
-# Torch's own, kept here because patch() replaces the names in torch.nn.functional.
-TORCH_FUNCTIONS = {name: getattr(F, name) for name in __all__}
-_torch_cross_entropy = F.cross_entropy
-_torch_nll_loss = F.nll_loss
-_torch_binary_cross_entropy = F.binary_cross_entropy
-_torch_binary_cross_entropy_with_logits = F.binary_cross_entropy_with_logits
-
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+_torch_cross_entropy = torch_function("cross_entropy")
+_torch_nll_loss = torch_function("nll_loss")
+_torch_binary_cross_entropy = torch_function("binary_cross_entropy")
+_torch_binary_cross_entropy_with_logits = torch_function("binary_cross_entropy_with_logits")
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
-def _reduction_code(reduction: str, size_average: bool | None, reduce: bool | None) -> int | None:
+def _reduction_code(reduction: str) -> int | None:
     """The operators' number of a reduction; nothing for a name that torch will refuse."""
-    if size_average is not None or reduce is not None:
-        reduction = _Reduction.legacy_get_string(size_average, reduce)  # warns, as torch does
     return _REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
 
 
-def _is_class_index(ignore_index: int) -> bool:
-    return type(ignore_index) is int and -(2**63) <= ignore_index < 2**63
-
-
-def _scripted_as(original: Callable[..., Tensor]) -> Callable[[FunctionT], FunctionT]:
-    """Makes :func:`torch.jit.script` compile ``original`` where it meets the function, as it does after ``patch()``."""
-
-    def mark(function: FunctionT) -> FunctionT:
-        vars(function).update(__prepare_scriptable__=lambda: original)
-        return function
-
-    return mark
+def _current_reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    """What the deprecated arguments mean, with torch's warning. Whoever computes the loss is not given them again."""
+    if size_average is None and reduce is None:
+        return reduction
+    return _Reduction.legacy_get_string(size_average, reduce)
 
 
 def _torch_target(target: Tensor) -> Tensor:
@@ -60,7 +49,13 @@ def _torch_target(target: Tensor) -> Tensor:
     return target.long() if isinstance(target, Tensor) and target.dtype == torch.int32 else target
 
 
-@_scripted_as(_torch_cross_entropy)
+def _autocast_target(target: Tensor) -> Tensor:
+    """Autocast computes elementwise losses in float32, and the loss has its target's type."""
+    if type(target) is Tensor and target.dtype.itemsize == 2 and target.is_floating_point() and is_autocast(target):
+        return target.float()
+    return target
+
+
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -113,24 +108,35 @@ def cross_entropy(
 
     Source: `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_ for label smoothing.
     """
-    if (
-        runs_eagerly()
-        and has_kernel(input, target, weight)
-        and _is_class_index(ignore_index)
-        and type(label_smoothing) in (float, int)
-        and 0 <= label_smoothing <= 1
-    ):
-        code = _reduction_code(reduction, size_average, reduce)
-        if code is not None:
-            try:
-                return fused_cross_entropy(input, target, weight, code, ignore_index, label_smoothing, inplace_gradient)
-            except (ValueError, NotImplementedError):
-                pass  # no kernel for this call: torch computes it or says what is wrong with it
+    if has_overrides(input, target, weight):
+        return handle_torch_function(
+            _torch_cross_entropy,
+            (input, target, weight),
+            input,
+            target,
+            weight=weight,
+            size_average=size_average,
+            ignore_index=ignore_index,
+            reduce=reduce,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    input = without_waiting_wrapper(input)
+    reduction = _current_reduction(reduction, size_average, reduce)
+    if reason_for_torch(input, target, weight) is None:
+        code = _reduction_code(reduction)
+        promote = promotes(input)
+        reason = refusal_of_cross_entropy(input, target, weight, ignore_index, label_smoothing, promote)
+        if code is not None and reason is None:
+            return fused_cross_entropy(
+                input, target, weight, code, ignore_index, label_smoothing, promote, inplace_gradient
+            )
     target = _torch_target(target)
-    return _torch_cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+    return _torch_cross_entropy(
+        input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
 
 
-@_scripted_as(_torch_nll_loss)
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -173,17 +179,29 @@ def nll_loss(
 
     Source: the documentation of :class:`torch.nn.NLLLoss`.
     """
-    if runs_eagerly() and has_kernel(input, target, weight) and _is_class_index(ignore_index):
-        code = _reduction_code(reduction, size_average, reduce)
-        if code is not None:
-            try:
-                return fused_nll_loss(input, target, weight, code, ignore_index)
-            except (ValueError, NotImplementedError):
-                pass  # no kernel for this call: torch computes it or says what is wrong with it
-    return _torch_nll_loss(input, _torch_target(target), weight, size_average, ignore_index, reduce, reduction)
+    if has_overrides(input, target, weight):
+        return handle_torch_function(
+            _torch_nll_loss,
+            (input, target, weight),
+            input,
+            target,
+            weight=weight,
+            size_average=size_average,
+            ignore_index=ignore_index,
+            reduce=reduce,
+            reduction=reduction,
+        )
+    input = without_waiting_wrapper(input)
+    reduction = _current_reduction(reduction, size_average, reduce)
+    if reason_for_torch(input, target, weight) is None:
+        code = _reduction_code(reduction)
+        promote = promotes(input)
+        if code is not None and refusal_of_nll_loss(input, target, weight, ignore_index, promote) is None:
+            return fused_nll_loss(input, target, weight, code, ignore_index, promote)
+    target = _torch_target(target)
+    return _torch_nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
 
 
-@_scripted_as(_torch_binary_cross_entropy)
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -222,22 +240,28 @@ def binary_cross_entropy(
 
     Source: the documentation of :class:`torch.nn.BCELoss`.
     """
-    if (
-        runs_eagerly()
-        and has_kernel(input, target, weight)
-        and keeps_target_type(target)
-        and not is_refused_by_autocast(input)
-    ):
-        code = _reduction_code(reduction, size_average, reduce)
-        if code is not None:
-            try:
-                return fused_binary_cross_entropy(input, target, weight, code)
-            except (ValueError, NotImplementedError):
-                pass  # no kernel for this call: torch computes it or says what is wrong with it
-    return _torch_binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
+    if has_overrides(input, target, weight):
+        return handle_torch_function(
+            _torch_binary_cross_entropy,
+            (input, target, weight),
+            input,
+            target,
+            weight=weight,
+            size_average=size_average,
+            reduce=reduce,
+            reduction=reduction,
+        )
+    input = without_waiting_wrapper(input)
+    reduction = _current_reduction(reduction, size_average, reduce)
+    if reason_for_torch(input, target, weight) is None:
+        code = _reduction_code(reduction)
+        fused_target = _autocast_target(target)
+        reason = refusal_of_binary_cross_entropy(input, fused_target, weight)
+        if code is not None and reason is None:
+            return fused_binary_cross_entropy(input, fused_target, weight, code)
+    return _torch_binary_cross_entropy(input, target, weight, reduction=reduction)
 
 
-@_scripted_as(_torch_binary_cross_entropy_with_logits)
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -284,11 +308,34 @@ def binary_cross_entropy_with_logits(
 
     Source: the documentation of :class:`torch.nn.BCEWithLogitsLoss`.
     """
-    if runs_eagerly() and has_kernel(input, target, weight, pos_weight) and keeps_target_type(target):
-        code = _reduction_code(reduction, size_average, reduce)
-        if code is not None:
-            try:
-                return fused_binary_cross_entropy_with_logits(input, target, weight, pos_weight, code, inplace_gradient)
-            except (ValueError, NotImplementedError):
-                pass  # no kernel for this call: torch computes it or says what is wrong with it
-    return _torch_binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)
+    if has_overrides(input, target, weight, pos_weight):
+        return handle_torch_function(
+            _torch_binary_cross_entropy_with_logits,
+            (input, target, weight, pos_weight),
+            input,
+            target,
+            weight=weight,
+            size_average=size_average,
+            reduce=reduce,
+            reduction=reduction,
+            pos_weight=pos_weight,
+        )
+    input = without_waiting_wrapper(input)
+    reduction = _current_reduction(reduction, size_average, reduce)
+    if reason_for_torch(input, target, weight, pos_weight) is None:
+        code = _reduction_code(reduction)
+        fused_target = _autocast_target(target)
+        if code is not None and refusal_of_elementwise(input, fused_target, weight, pos_weight) is None:
+            return fused_binary_cross_entropy_with_logits(
+                input, fused_target, weight, pos_weight, code, inplace_gradient
+            )
+    return _torch_binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)
+
+
+for _function, _original in (
+    (cross_entropy, _torch_cross_entropy),
+    (nll_loss, _torch_nll_loss),
+    (binary_cross_entropy, _torch_binary_cross_entropy),
+    (binary_cross_entropy_with_logits, _torch_binary_cross_entropy_with_logits),
+):
+    mark_as_replacement(_function, _original)

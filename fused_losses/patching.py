@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import functional, modules
+from .torch_losses import NAMES, is_replacement, is_torchs_own, original_of
 
 __all__ = ["convert", "is_patched", "patch", "patched", "revert", "unpatch"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_lock = threading.RLock()
-_depth = 0  # of nested patched() blocks
-_patched_for_good = False
+# The state outlives importlib.reload(), which keeps a module's names.
+_lock: threading.RLock = globals().get("_lock", threading.RLock())
+_depth: int = globals().get("_depth", 0)  # of nested patched() blocks
+_patched_for_good: bool = globals().get("_patched_for_good", False)
 
 _FUSED_MODULES: dict[type[nn.Module], type[nn.Module]] = {
     nn.CrossEntropyLoss: modules.CrossEntropyLoss,
@@ -31,11 +33,10 @@ _TORCH_MODULES = {fused: original for original, fused in _FUSED_MODULES.items()}
 
 def _apply_state() -> None:
     wanted = _patched_for_good or _depth > 0
-    for name, original in functional.TORCH_FUNCTIONS.items():
-        fused = getattr(functional, name)
-        replaced, replacement = (original, fused) if wanted else (fused, original)
-        if getattr(F, name) is replaced:  # somebody else's patch stays
-            setattr(F, name, replacement)
+    for name in NAMES:
+        current = getattr(F, name)
+        if is_replacement(current) or is_torchs_own(current):  # somebody else's patch stays
+            setattr(F, name, getattr(functional, name) if wanted else original_of(current))
 
 
 def patch() -> None:
@@ -78,7 +79,7 @@ def patched() -> Iterator[None]:
 
 def is_patched() -> bool:
     """Whether ``torch.nn.functional.cross_entropy`` is the fused one now."""
-    return F.cross_entropy is functional.cross_entropy
+    return is_replacement(F.cross_entropy)
 
 
 def convert(module: ModuleT) -> ModuleT:

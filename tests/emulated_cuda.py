@@ -20,6 +20,7 @@ from torch.utils.cpp_extension import include_paths
 
 from fused_losses import _ops
 from fused_losses.autograd import backward
+from fused_losses.operators import register_operators
 
 BUILD = ROOT / "build" / "emulated_cuda"
 FLAGS = [
@@ -57,6 +58,7 @@ def build() -> Path:
 def load() -> ctypes.CDLL:
     library = build()
     torch.ops.load_library(library)
+    register_operators("fused_losses_emulated")
     return ctypes.CDLL(str(library))
 
 

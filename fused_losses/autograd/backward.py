@@ -1,57 +1,61 @@
 """What the backward of every loss shares.
 
 Note [Gradient in the forward]
-With a scalar loss the gradient for ``grad_output = 1`` is computed in the forward, where the input is in the cache, and
-the backward only scales it. It hangs on the context, not among the saved tensors, so that nothing else that is saved
-needs to be intact for it; the backward drops it unless the graph is kept, and a second backward then finds the freed
-saved tensors and raises torch's usual error. Where the graph is kept a copy is handed out, because the caller may write
-into what it gets.
+With a scalar loss the gradient is computed in the forward, where the input is in the cache, for the ``grad_output``
+that is expected (Note [Expected grad_output]). It hangs on the context, not among the saved tensors, so that nothing
+else that is saved needs to be intact for it; the backward drops it unless the graph is kept, and a second backward then
+finds the freed saved tensors and raises torch's usual error. Where the graph is kept a copy is handed out, because the
+caller may write into what it gets. For another ``grad_output`` the gradient is computed anew: the same bits, rounded
+once. Only where the input was modified since, which torch allows here, is the one at hand multiplied.
 
 Note [Gradient on a device]
-On a GPU the host does not know ``grad_output`` and must not wait for it: the device scales the gradient, and leaves it
-alone where ``grad_output`` is 1. A 16-bit gradient is computed anew from the logits instead and is rounded once.
+On a GPU the host does not know ``grad_output`` and must not wait for it: the gradient is that for 1, and the device
+computes it anew in its place unless ``grad_output`` is 1.
 
-On either side a gradient that should be computed anew is scaled after all where the logits were modified since, which
-torch allows here.
+Note [Watched backwards]
+A backward that is itself differentiated (``create_graph``), transformed, batched, traced or watched by a mode takes the
+differentiable operator, which sees the saved tensors as they hang in the graph and runs nobody's hooks.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _ops
-from .eager import is_batched, runs_eagerly
+from ..routing import is_watched
+from .scale_history import FOR_ONE
 
 keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
+below_autograd = torch._C._AutoDispatchBelowAutograd
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
-def needs_composite(ctx: Any, grad_output: Tensor) -> bool:
-    """Whether this backward must itself be differentiable or transformable, or serve more inputs than the first."""
-    return (
+def is_plain(ctx: Any, grad_output: Tensor) -> bool:
+    """Whether this backward may take shortcuts: nobody differentiates it, and only the first input wants a gradient."""
+    return not (
         torch.is_grad_enabled()
         or any(ctx.needs_input_grad[1:])
+        or type(grad_output) is not Tensor
         or grad_output.layout is not torch.strided
         or is_batched(grad_output)
-        or not runs_eagerly()
+        or is_watched()
     )
 
 
-def composite_gradients(
-    ctx: Any, loss_function: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad_output: Tensor
-) -> list[Tensor | None]:
-    """The gradients of ``loss_function(*inputs)``, torch's own formula of the loss, one for each input."""
-    needs = [tensor is not None and needed for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=False)]
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        loss = loss_function(*inputs)
-        wanted = [tensor for tensor, needed in zip(inputs, needs, strict=True) if tensor is not None and needed]
-        gradients = iter(torch.autograd.grad(loss, wanted, grad_output, create_graph=create_graph))
-    return [next(gradients) if needed else None for needed in needs]
+def is_batched(tensor: Tensor) -> bool:
+    """Whether ``is_grads_batched=True`` made the tensor: a transform of the old kind, which knows no operator of ours.
+
+    Gradients are linear in ``grad_output``: there it multiplies the gradient for 1.
+    """
+    return bool(_is_legacy_batched(tensor))
+
+
+def dense(grad_output: Tensor) -> Tensor:
+    return grad_output if grad_output.layout is torch.strided else grad_output.to_dense()
 
 
 def is_on_host(tensor: Tensor) -> bool:
@@ -60,7 +64,7 @@ def is_on_host(tensor: Tensor) -> bool:
 
 
 def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[..., None]) -> Tensor | None:
-    """The gradient that the forward computed, times ``grad_output``; nothing where it must be computed anew.
+    """The gradient that the forward computed, if it is the one for ``grad_output``; nothing where it must be computed.
 
     Args:
         ctx: the Function's context, with the gradient or ``None``.
@@ -69,27 +73,35 @@ def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[..., None]) -
             [Gradient on a device].
     """
     gradient: Tensor | None = ctx.gradient
+    if gradient is None and ctx.expectation is FOR_ONE:
+        return None  # and nobody wants to know grad_output
+    if not is_on_host(grad_output):
+        return None if gradient is None else _take_on_device(ctx, gradient, grad_output, rescale)
+    scale = grad_output.item()
+    ctx.expectation.observe(scale)
     if gradient is None:
         return None
-    if not is_on_host(gradient):
-        if keeps_graph():
-            gradient = gradient.clone()
-        else:
-            ctx.gradient = None
-        saved = _saved_intact(ctx) if gradient.dtype.itemsize == 2 else None
-        if saved is not None:
-            rescale(grad_output, gradient, *saved)
-        else:
-            _ops.scale_gradient(gradient, grad_output)
-        return gradient
-    scale = grad_output.item()
-    if not _scales_exactly(gradient, scale) and _saved_intact(ctx) is not None:
+    if scale != ctx.expected and _saved_intact(ctx) is not None:
         ctx.gradient = None
         return None
+    if not keeps_graph():
+        ctx.gradient = None
+    elif scale == ctx.expected:
+        gradient = gradient.clone()
+    return gradient if scale == ctx.expected else gradient * (scale / ctx.expected)
+
+
+def _take_on_device(ctx: Any, gradient: Tensor, grad_output: Tensor, rescale: Callable[..., None]) -> Tensor:
     if keeps_graph():
-        return gradient * scale
-    ctx.gradient = None
-    return gradient if scale == 1 else gradient.mul_(scale)
+        gradient = gradient.clone()
+    else:
+        ctx.gradient = None
+    saved = _saved_intact(ctx) if gradient.dtype.itemsize == 2 else None
+    if saved is not None:
+        rescale(grad_output, gradient, *saved)
+    else:
+        _ops.scale_gradient(gradient, grad_output)
+    return gradient
 
 
 def _saved_intact(ctx: Any) -> tuple[Tensor | None, ...] | None:
@@ -99,14 +111,3 @@ def _saved_intact(ctx: Any) -> tuple[Tensor | None, ...] | None:
     except RuntimeError:
         return None
     return saved
-
-
-def _scales_exactly(gradient: Tensor, scale: float) -> bool:
-    """Whether a multiplication gives what the kernels would.
-
-    16-bit values must be rounded once: only a power of two may multiply them, and only where none can underflow. An
-    infinity makes the zeros of ignored rows NaN.
-    """
-    if gradient.dtype.itemsize == 2:
-        return scale == 1 or (gradient.dtype == torch.bfloat16 and abs(math.frexp(scale)[0]) == 0.5)
-    return math.isfinite(scale)

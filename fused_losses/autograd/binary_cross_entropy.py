@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy as torch_binary_cross_entropy
 
 from .. import _ops
-from .backward import composite_gradients, needs_composite, take_gradient
-from .eager import eager_apply, needs_gradient, promotes, saves_through_hooks
+from ..operators.binary_cross_entropy import composite
+from ..operators.registration import call
+from ..routing import is_watched, may_be_differentiated
+from .backward import below_autograd, dense, is_plain, take_gradient
+from .eager import eager_apply, prepared_grad_output
+from .elementwise import watched_gradients
+from .scale_history import expectation_of
 
 
 class BinaryCrossEntropyFunction(torch.autograd.Function):
@@ -40,21 +44,27 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 1) -> Tensor:
         ctx.reduction = reduction
-        ctx.gradient = None
+        arguments = (input, target, weight, reduction)
         ctx.save_for_backward(input, target, weight)
-        if reduction == 0 or saves_through_hooks():
-            return _ops.binary_cross_entropy_forward(input, target, weight, reduction)
-        loss, ctx.gradient = _ops.binary_cross_entropy_with_gradient(input, target, weight, reduction)
+        ctx.expectation = expectation_of(input, reduction, "binary_cross_entropy")
+        ctx.expected = prepared_grad_output(reduction, ctx.expectation)
+        with below_autograd():
+            if ctx.expected is None:
+                ctx.gradient = None
+                return _ops.binary_cross_entropy_forward(*arguments)
+            loss, ctx.gradient = _ops.binary_cross_entropy_with_gradient(*arguments, ctx.expected)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        if needs_composite(ctx, grad_output):
-            loss_function = partial(_composite, ctx.reduction)
-            return (*composite_gradients(ctx, loss_function, ctx.saved_tensors, grad_output), None)
+        if not is_plain(ctx, grad_output):
+            gradients = watched_gradients("binary_cross_entropy", composite, ctx, dense(grad_output))
+            return (*gradients, None)
         gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx.reduction))
         if gradient is None:
-            gradient = _ops.binary_cross_entropy_backward(grad_output, *ctx.saved_tensors, ctx.reduction)
+            arguments = (grad_output, *ctx.saved_tensors, ctx.reduction)
+            with below_autograd():
+                gradient = _ops.binary_cross_entropy_backward(*arguments)
         return gradient, None, None, None
 
 
@@ -62,20 +72,15 @@ def _rescale(reduction: int, grad_output: Tensor, gradient: Tensor, *saved: Tens
     _ops.binary_cross_entropy_rescale_gradient(grad_output, gradient, *saved, reduction)
 
 
-def _composite(reduction: int, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """Torch's own binary cross-entropy with this call's options."""
-    if target.dtype != input.dtype:
-        input = input.to(target.dtype)
-    return torch_binary_cross_entropy(input, target, weight, reduction=("none", "mean", "sum")[reduction])
-
-
 _apply = eager_apply(BinaryCrossEntropyFunction)
 
 
 def fused_binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> Tensor:
-    """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
-    if target.dtype != input.dtype and not promotes(input):
-        raise ValueError("without autocast, input and target must have one type")
-    if needs_gradient(input):
-        return _apply(input, target, weight, reduction)
-    return _ops.binary_cross_entropy_forward(input, target, weight, reduction)
+    """The loss by the cheapest way: see ``fused_losses/routing.py``."""
+    arguments = (input, target, weight, reduction)
+    if not may_be_differentiated(input):
+        return _ops.binary_cross_entropy_forward(*arguments)
+    if is_watched():
+        loss: Tensor = call("binary_cross_entropy", *arguments)
+        return loss
+    return _apply(*arguments)

@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits as torch_binary_cross_entropy_with_logits
 
 from .. import _ops
-from .backward import composite_gradients, needs_composite, take_gradient
-from .eager import eager_apply, needs_gradient, saves_through_hooks
+from ..operators.binary_cross_entropy_with_logits import composite
+from ..operators.registration import call
+from ..routing import is_watched, may_be_differentiated
+from .backward import below_autograd, dense, is_plain, take_gradient
+from .eager import eager_apply, prepared_grad_output
+from .elementwise import watched_gradients
 from .inplace import may_overwrite, overwrite
+from .scale_history import expectation_of
 
 
 class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
@@ -51,44 +55,37 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
         inplace_gradient: bool = False,
     ) -> Tensor:
         ctx.reduction = reduction
-        ctx.gradient = None
+        arguments = (logits, target, weight, pos_weight, reduction)
         ctx.save_for_backward(logits, target, weight, pos_weight)
         ctx.overwrites = inplace_gradient and may_overwrite(logits, target, weight, pos_weight)
-        if reduction == 0 or ctx.overwrites or saves_through_hooks():
-            return _ops.binary_cross_entropy_with_logits_forward(logits, target, weight, pos_weight, reduction)
-        loss, ctx.gradient = _ops.binary_cross_entropy_with_logits_with_gradient(
-            logits, target, weight, pos_weight, reduction
-        )
+        ctx.expectation = expectation_of(logits, reduction, "binary_cross_entropy_with_logits")
+        ctx.expected = None if ctx.overwrites else prepared_grad_output(reduction, ctx.expectation)
+        with below_autograd():
+            if ctx.expected is None:
+                ctx.gradient = None
+                return _ops.binary_cross_entropy_with_logits_forward(*arguments)
+            loss, ctx.gradient = _ops.binary_cross_entropy_with_logits_with_gradient(*arguments, ctx.expected)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        if needs_composite(ctx, grad_output):
-            loss_function = partial(_composite, ctx.reduction)
-            return (*composite_gradients(ctx, loss_function, ctx.saved_tensors, grad_output), None, None)
+        if not is_plain(ctx, grad_output):
+            gradients = watched_gradients("binary_cross_entropy_with_logits", composite, ctx, dense(grad_output))
+            return (*gradients, None, None)
         gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx.reduction))
         if gradient is None:
-            saved = ctx.saved_tensors
-            arguments = (grad_output, *saved, ctx.reduction)
-            if ctx.overwrites:
-                write = _ops.binary_cross_entropy_with_logits_backward_over_logits
-                gradient = overwrite(saved[0], write, *arguments)
-            if gradient is None:
-                gradient = _ops.binary_cross_entropy_with_logits_backward(*arguments)
+            arguments = (grad_output, *ctx.saved_tensors, ctx.reduction)
+            with below_autograd():
+                if ctx.overwrites:
+                    write = _ops.binary_cross_entropy_with_logits_backward_over_logits
+                    gradient = overwrite(ctx.saved_tensors[0], write, *arguments)
+                if gradient is None:
+                    gradient = _ops.binary_cross_entropy_with_logits_backward(*arguments)
         return gradient, None, None, None, None, None
 
 
 def _rescale(reduction: int, grad_output: Tensor, gradient: Tensor, *saved: Tensor | None) -> None:
     _ops.binary_cross_entropy_with_logits_rescale_gradient(grad_output, gradient, *saved, reduction)
-
-
-def _composite(
-    reduction: int, logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None
-) -> Tensor:
-    """Torch's own binary cross-entropy with this call's options."""
-    return torch_binary_cross_entropy_with_logits(
-        logits, target, weight, reduction=("none", "mean", "sum")[reduction], pos_weight=pos_weight
-    )
 
 
 _apply = eager_apply(BinaryCrossEntropyWithLogitsFunction)
@@ -102,11 +99,15 @@ def fused_binary_cross_entropy_with_logits(
     reduction: int,
     inplace_gradient: bool,
 ) -> Tensor:
-    """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
-    if needs_gradient(logits):
-        loss = _apply(logits, target, weight, pos_weight, reduction, inplace_gradient)
+    """The loss by the cheapest way: see ``fused_losses/routing.py``."""
+    arguments = (logits, target, weight, pos_weight, reduction)
+    if not may_be_differentiated(logits):
+        loss = _ops.binary_cross_entropy_with_logits_forward(*arguments)
+    elif is_watched():
+        watched: Tensor = call("binary_cross_entropy_with_logits", *arguments)
+        return watched
     else:
-        loss = _ops.binary_cross_entropy_with_logits_forward(logits, target, weight, pos_weight, reduction)
+        loss = _apply(*arguments, inplace_gradient)
     return loss if reduction != 0 else _in_order_of(target, loss)
 
 

@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from .. import _ops
-from .backward import composite_gradients, needs_composite, take_gradient
-from .eager import eager_apply, needs_gradient, promotes, saves_through_hooks
+from ..operators.class_axis import class_dim
+from ..operators.composite import other_gradients
+from ..operators.cross_entropy import composite
+from ..operators.registration import NONE, call
+from ..routing import is_watched, may_be_differentiated
+from .backward import below_autograd, dense, is_batched, is_plain, take_gradient
+from .eager import eager_apply, prepared_grad_output
 from .inplace import may_overwrite, overwrite
+from .scale_history import expectation_of
 
 
 class CrossEntropyFunction(torch.autograd.Function):
@@ -59,36 +64,65 @@ class CrossEntropyFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.options = (reduction, ignore_index, label_smoothing, promote)
         ctx.overwrites = inplace_gradient and may_overwrite(logits, target, class_weight)
-        if reduction == 0 or ctx.overwrites or saves_through_hooks():
-            ctx.gradient = None
-            loss, statistics = _ops.cross_entropy_with_statistics(logits, target, class_weight, *ctx.options)
-            ctx.save_for_backward(logits, target, class_weight, statistics)
-        else:
-            loss, ctx.gradient = _ops.cross_entropy_with_gradient(logits, target, class_weight, *ctx.options)
-            ctx.save_for_backward(logits, target, class_weight, None)
+        ctx.expectation = expectation_of(logits, reduction, "cross_entropy")
+        ctx.expected = None if ctx.overwrites else prepared_grad_output(reduction, ctx.expectation)
+        arguments = (logits, target, class_weight)
+        with below_autograd():
+            if ctx.expected is None:
+                ctx.gradient = None
+                loss, statistics = _ops.cross_entropy_with_statistics(*arguments, *ctx.options)
+                ctx.save_for_backward(*arguments, statistics)
+            else:
+                loss, ctx.gradient = _ops.cross_entropy_with_gradient(*arguments, *ctx.options, ctx.expected)
+                ctx.save_for_backward(*arguments, None)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        reduction, ignore_index, label_smoothing, promote = ctx.options
-        if needs_composite(ctx, grad_output):
-            logits, target, class_weight, _ = ctx.saved_tensors
-            loss_function = partial(
-                _composite, reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, promote=promote
-            )
-            gradients = composite_gradients(ctx, loss_function, (logits, target, class_weight), grad_output)
-            return (*gradients, None, None, None, None, None)
+        if not is_plain(ctx, grad_output):
+            return (*_watched_gradients(ctx, dense(grad_output)), None, None, None, None, None)
         gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx.options))
         if gradient is None:
             logits, target, class_weight, statistics = ctx.saved_tensors
-            if statistics is None:
-                _, statistics = _ops.cross_entropy_with_statistics(logits, target, class_weight, *ctx.options)
-            arguments = (grad_output, logits, target, class_weight, statistics, *ctx.options)
-            if ctx.overwrites:
-                gradient = overwrite(logits, _ops.cross_entropy_backward_over_logits, *arguments)
-            if gradient is None:
-                gradient = _ops.cross_entropy_backward(*arguments)
+            with below_autograd():
+                if statistics is None:
+                    _, statistics = _ops.cross_entropy_with_statistics(logits, target, class_weight, *ctx.options)
+                arguments = (grad_output, logits, target, class_weight, statistics, *ctx.options)
+                if ctx.overwrites:
+                    gradient = overwrite(logits, _ops.cross_entropy_backward_over_logits, *arguments)
+                if gradient is None:
+                    gradient = _ops.cross_entropy_backward(*arguments)
         return gradient, None, None, None, None, None, None, None
+
+
+def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
+    """See Note [Watched backwards]."""
+    ctx.expectation.observe_other_use()
+    *arguments, statistics = ctx.saved_tensors
+    if statistics is None:
+        with torch.no_grad():
+            _, statistics = call("cross_entropy_with_statistics", *arguments, *ctx.options)
+    if is_batched(grad_output):
+        gradient = _batched_gradient(grad_output, arguments, statistics, ctx.options)
+    else:
+        gradient = call("cross_entropy_backward", grad_output, *arguments, statistics, *ctx.options)
+    return [gradient, *other_gradients(ctx, partial(composite, ctx.options), arguments, grad_output)]
+
+
+def _batched_gradient(
+    grad_output: Tensor, arguments: list[Any], statistics: Tensor, options: tuple[int, int, float, bool]
+) -> Tensor:
+    """The gradient for 1, in the type that it is computed in, times the batch."""
+    logits, target, class_weight = arguments
+    reduction, ignore_index, label_smoothing, _ = options
+    dtype = statistics.dtype
+    ones = torch.ones(grad_output.shape, dtype=dtype, device=logits.device)
+    exact_target = target.to(dtype) if target.is_floating_point() else target
+    exact_weight = None if class_weight is None else class_weight.to(dtype)
+    exact = (ones, logits.to(dtype), exact_target, exact_weight, statistics)
+    gradient: Tensor = call("cross_entropy_backward", *exact, reduction, ignore_index, label_smoothing, False)
+    factor = grad_output.unsqueeze(class_dim(logits.shape)) if reduction == NONE else grad_output
+    return (gradient * factor).to(logits.dtype)
 
 
 def _rescale(
@@ -103,33 +137,6 @@ def _rescale(
     _ops.cross_entropy_rescale_gradient(grad_output, gradient, logits, target, class_weight, *options)
 
 
-def _composite(
-    reduction: int,
-    logits: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    *,
-    ignore_index: int,
-    label_smoothing: float,
-    promote: bool,
-) -> Tensor:
-    """Torch's own cross-entropy with this call's options."""
-    if target.dtype == torch.int32:
-        target = target.long()
-    if promote:
-        logits = logits.float()
-        target = target.float() if target.is_floating_point() else target
-        class_weight = None if class_weight is None else class_weight.float()
-    return torch_cross_entropy(
-        logits,
-        target,
-        class_weight,
-        ignore_index=ignore_index,
-        reduction=("none", "mean", "sum")[reduction],
-        label_smoothing=label_smoothing,
-    )
-
-
 _apply = eager_apply(CrossEntropyFunction)
 
 
@@ -140,10 +147,14 @@ def fused_cross_entropy(
     reduction: int,
     ignore_index: int,
     label_smoothing: float,
+    promote: bool,
     inplace_gradient: bool,
 ) -> Tensor:
-    """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
-    options = (reduction, ignore_index, label_smoothing, promotes(logits))
-    if needs_gradient(logits):
-        return _apply(logits, target, class_weight, *options, inplace_gradient)
-    return _ops.cross_entropy_forward(logits, target, class_weight, *options)
+    """The loss by the cheapest way: see ``fused_losses/routing.py``."""
+    options = (reduction, ignore_index, label_smoothing, promote)
+    if not may_be_differentiated(logits):
+        return _ops.cross_entropy_forward(logits, target, class_weight, *options)
+    if is_watched():
+        loss: Tensor = call("cross_entropy_with_statistics", logits, target, class_weight, *options)[0]
+        return loss
+    return _apply(logits, target, class_weight, *options, inplace_gradient)

@@ -12,10 +12,15 @@ tensor of that size instead of two. Nothing is corrupted in silence:
   hooks, where the target or a weight shares the logits' memory, where two logits share an address (``expand``), and
   where the kernels work on a copy of the logits (odd strides, strides that probability targets do not share, or the
   negative view that ``imag`` of a conjugate is);
-* ``create_graph=True`` and everything else that is left to torch never writes over anything.
+* and where Python runs between this backward and the next that may read the logits: a hook on them or on a tensor that
+  they are a view of, ``retain_grad()``, a hook or prehook on the node that made them;
+* ``create_graph=True`` and everything else that takes the differentiable operator never writes over anything.
 
-What autograd does not know of cannot be seen: an alias without a version counter in common (``.data``, NumPy's view of
-the logits), and a ``.grad`` that is the very memory of the logits because a sum passed the gradient through.
+What autograd does not show cannot be seen, and reads a gradient in the place of logits: an alias without a version
+counter in common (``.data``, NumPy's view of the logits); a hook of a parameter or of another tensor, or a function
+that a non-reentrant checkpoint runs again, that holds the logits in a variable of its own; a hook on a view between the
+logits and what they are a view of; a ``.grad`` that is the very memory of the logits because a sum passed the gradient
+through.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.autograd.graph import increment_version
+from torch.autograd.graph import Node, increment_version
 
 from .backward import keeps_graph
 from .eager import saves_through_hooks
@@ -48,7 +53,7 @@ def may_overwrite(logits: Tensor, *others: Tensor | None) -> bool:
 
 def overwrite(logits: Tensor, write: Callable[..., None], *arguments: Any) -> Tensor | None:
     """``write(*arguments)``, which puts the gradient over the logits; nothing where it must have memory of its own."""
-    if keeps_graph():
+    if keeps_graph() or _may_be_read(logits):
         return None
     try:
         write(*arguments)
@@ -56,3 +61,26 @@ def overwrite(logits: Tensor, write: Callable[..., None], *arguments: Any) -> Te
         return None
     increment_version(logits)
     return logits.detach()
+
+
+def _may_be_read(logits: Tensor) -> bool:
+    """Whether hooks that hang on the logits, their base or their nodes run after this backward."""
+    return any(_has_hooks(tensor) for tensor in (logits, logits._base) if tensor is not None)
+
+
+def _has_hooks(tensor: Tensor) -> bool:
+    node = tensor.grad_fn
+    return bool(tensor._backward_hooks) or tensor.retains_grad or (node is not None and _has_hooks_of_node(node))
+
+
+def _has_hooks_of_node(node: Node) -> bool:
+    """A node does not list its hooks; a handle of one refers to all of them."""
+    handles = (node.register_prehook(_nothing), node.register_hook(_nothing))
+    counts = [len(handle.hooks_dict_ref() or ()) for handle in handles]
+    for handle in handles:
+        handle.remove()
+    return any(count != 1 for count in counts)
+
+
+def _nothing(*_: Any) -> None:
+    """A hook that changes nothing."""

@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import nll_loss as torch_nll_loss
 
 from .. import _ops
-from .backward import composite_gradients, needs_composite
-from .eager import eager_apply, needs_gradient, promotes
+from ..operators.class_axis import accumulation_dtype, class_dim
+from ..operators.composite import other_gradients
+from ..operators.nll_loss import composite
+from ..operators.registration import NONE, call
+from ..routing import is_watched, may_be_differentiated
+from .backward import below_autograd, dense, is_batched, is_plain
+from .eager import eager_apply
 
 
 class NLLLossFunction(torch.autograd.Function):
@@ -48,40 +52,77 @@ class NLLLossFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.options = (reduction, ignore_index, promote)
         ctx.save_for_backward(input, target, weight)
-        return _ops.nll_loss_forward(input, target, weight, *ctx.options)
+        with below_autograd():
+            return _ops.nll_loss_forward(input, target, weight, *ctx.options)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, target, weight = ctx.saved_tensors
-        reduction, ignore_index, promote = ctx.options
-        if needs_composite(ctx, grad_output):
-            loss_function = partial(_composite, reduction, ignore_index=ignore_index, promote=promote)
-            gradients = composite_gradients(ctx, loss_function, (input, target, weight), grad_output)
-            return (*gradients, None, None, None)
-        gradient = _ops.nll_loss_backward(grad_output, target, weight, input.shape, input.dtype, *ctx.options)
+        if not is_plain(ctx, grad_output):
+            return (*_watched_gradients(ctx, dense(grad_output)), None, None, None)
+        with below_autograd():
+            gradient = _ops.nll_loss_backward(grad_output, target, weight, input.shape, input.dtype, *ctx.options)
         return gradient, None, None, None, None, None
 
 
-def _composite(
-    reduction: int, input: Tensor, target: Tensor, weight: Tensor | None, *, ignore_index: int, promote: bool
+def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
+    """See Note [Watched backwards]."""
+    input, target, weight = ctx.saved_tensors
+    if is_batched(grad_output):
+        gradient = _batched_gradient(grad_output, input, target, weight, *ctx.options)
+    else:
+        gradient = call("nll_loss_backward", grad_output, target, weight, input.shape, input.dtype, *ctx.options)
+    if torch.is_grad_enabled():
+        gradient = _constant_of(input, gradient)
+    return [gradient, *other_gradients(ctx, partial(composite, ctx.options), ctx.saved_tensors, grad_output)]
+
+
+class _ConstantOf(torch.autograd.Function):
+    """A gradient that does not depend on the input it is the gradient for: its derivative is zeros, not nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, gradient: Tensor) -> Tensor:
+        ctx.zeros = partial(torch.zeros, input.shape, dtype=input.dtype, device=input.device)
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.zeros() if ctx.needs_input_grad[0] else None, grad_output
+
+
+_constant_of = eager_apply(_ConstantOf)
+
+
+def _batched_gradient(
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    promote: bool,
 ) -> Tensor:
-    """Torch's own negative log-likelihood with this call's options."""
-    if target.dtype == torch.int32:
-        target = target.long()
-    if promote:
-        input = input.float()
-        weight = None if weight is None else weight.float()
-    return torch_nll_loss(
-        input, target, weight, ignore_index=ignore_index, reduction=("none", "mean", "sum")[reduction]
-    )
+    """The gradient for 1, in the type that it is computed in, times the batch."""
+    dtype = accumulation_dtype(input.dtype)
+    ones = torch.ones(grad_output.shape, dtype=dtype, device=input.device)
+    exact_weight = None if weight is None else weight.to(dtype)
+    options = (reduction, ignore_index, False)
+    gradient: Tensor = call("nll_loss_backward", ones, target, exact_weight, input.shape, dtype, *options)
+    factor = grad_output.unsqueeze(class_dim(input.shape)) if reduction == NONE else grad_output
+    return (gradient * factor).to(input.dtype)
 
 
 _apply = eager_apply(NLLLossFunction)
 
 
-def fused_nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int) -> Tensor:
-    """The loss by the cheapest way: the operator alone where no gradient is needed, else the Function."""
-    options = (reduction, ignore_index, promotes(input))
-    if needs_gradient(input):
-        return _apply(input, target, weight, *options)
-    return _ops.nll_loss_forward(input, target, weight, *options)
+def fused_nll_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int, promote: bool
+) -> Tensor:
+    """The loss by the cheapest way: see ``fused_losses/routing.py``."""
+    arguments = (input, target, weight, reduction, ignore_index, promote)
+    if not may_be_differentiated(input):
+        return _ops.nll_loss_forward(*arguments)
+    if is_watched():
+        loss: Tensor = call("nll_loss", *arguments)
+        return loss
+    return _apply(*arguments)

@@ -1,0 +1,74 @@
+"""What the backward of a loss asked for the last time, so that its forward prepares that gradient the next time.
+
+Note [Expected grad_output]
+A loss that is scaled before its backward (``loss / steps``, GradScaler, ``sum / num_items``, a weight in a sum of
+losses) asks for ``grad_output`` times the gradient for 1: another sweep over it, and in 16 bits another computation. So
+the forward computes the gradient for the ``grad_output`` that the last backward of such a loss had. Where that changes
+with every step a prepared gradient is lost work: the forward then leaves statistics, and the backward computes. What is
+expected decides which of two ways is taken; the bits of the result are the same on both, and on the way back from a
+wrong guess. Small losses are always prepared for 1: there a wrong guess costs next to nothing, and what a program
+computes does not depend on what it computed before, not even where logits are modified between forward and backward.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["FOR_ONE", "Expectation", "expectation_of"]
+
+_SMALL_ELEMENTS = 1 << 16
+_MOST_LOSSES = 256  # that are remembered; a program has a few
+
+
+class Expectation:
+    """Of the losses of one kind: prepared for the last scale, unless that changed twice in a row."""
+
+    __slots__ = ("_changes", "_last", "_remembers")
+
+    def __init__(self, remembers: bool = True) -> None:
+        self._remembers = remembers
+        self._last = 1.0
+        self._changes = 0
+
+    @property
+    def grad_output(self) -> float | None:
+        """What the forward should compute the gradient for; nothing where the backward should compute it."""
+        return self._last if self._changes < 2 else None
+
+    def observe(self, grad_output: float) -> None:
+        if not self._remembers:
+            return
+        if grad_output == self._last:
+            self._changes = 0
+        elif math.isfinite(grad_output) and grad_output != 0:
+            self._last = grad_output
+            self._changes += 1
+
+    def observe_other_use(self) -> None:
+        """The backward was differentiated, batched or watched: it took no prepared gradient."""
+        if self._remembers:
+            self._changes = 2
+
+
+FOR_ONE = Expectation(remembers=False)
+_expectations: dict[Any, Expectation] = {}
+
+
+def expectation_of(input: Tensor, reduction: int, kind: str) -> Expectation:
+    """What is expected of the backward of this loss.
+
+    Nothing is remembered of an unreduced loss, which has no one ``grad_output``, nor of any on a GPU, where the host
+    never learns it.
+    """
+    if reduction == 0 or input.numel() < _SMALL_ELEMENTS or not input.is_cpu:
+        return FOR_ONE
+    key = (kind, reduction, input.dtype, input.shape[1:] if input.dim() > 1 else ())
+    expectation = _expectations.get(key)
+    if expectation is None:
+        if len(_expectations) >= _MOST_LOSSES:
+            _expectations.clear()
+        expectation = _expectations[key] = Expectation()
+    return expectation

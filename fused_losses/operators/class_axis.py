@@ -1,0 +1,81 @@
+"""What the class losses share: shapes, the weights of targets, and how a stack of calls becomes one call.
+
+A sample is ``(C)``, ``(N, C)`` or ``(N, C, d1, ..., dK)``; its positions are all axes but the class axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+INDEX_DTYPES = frozenset({torch.int64, torch.int32, torch.uint8})
+HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
+
+
+def refusal_of_class_indices(input: Tensor, target: Tensor) -> str | None:
+    """Why the kernels do not take these targets, or ``None``."""
+    if target.dtype not in INDEX_DTYPES:
+        return "the targets are neither class indices nor probabilities of the input's shape"
+    sizes = input.shape
+    if len(sizes) == 2:  # without building a size
+        fits = target.dim() == 1 and target.shape[0] == sizes[0]
+    else:
+        fits = target.shape == position_sizes(sizes)
+    return None if fits else "the target's shape does not fit the input's"
+
+
+def refusal_of_class_weight(input: Tensor, weight: Tensor | None, promote: bool) -> str | None:
+    if weight is None:
+        return None
+    if weight.dim() != 1 or weight.shape[0] != input.shape[class_dim(input.shape)]:
+        return "there is not one weight per class"
+    if weight.dtype != input.dtype and not (promote and weight.dtype in FLOAT_DTYPES - {torch.float64}):
+        return "the weight's type is not the input's"
+    return None
+
+
+def class_dim(sizes: Sequence[int]) -> int:
+    return 0 if len(sizes) == 1 else 1
+
+
+def position_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sizes[:1]) + tuple(sizes[2:]) if len(sizes) > 1 else ()
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def fake_class_loss(input: Tensor, reduction: int, dtype: torch.dtype) -> Tensor:
+    return input.new_empty(position_sizes(input.shape) if reduction == 0 else (), dtype=dtype)
+
+
+def target_weights(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """The class weight of each class index, 0 where it is ignored."""
+    used = target != ignore_index
+    if weight is None:
+        return used.to(dtype)
+    return torch.where(used, weight.to(dtype)[torch.where(used, target, 0).long()], 0)
+
+
+def fold(stack: Tensor, sample_dims: int) -> Tensor:
+    """A stack, the batch axis first, as one sample: the batch joins the first axis of positions, or is it."""
+    return stack if sample_dims <= 1 else stack.flatten(0, 1)
+
+
+def unfold(folded: Tensor, stack: Tensor) -> Tensor:
+    """The reverse, for what has the shape of the ``stack``'s fold."""
+    return folded if folded.dim() == stack.dim() else folded.view(stack.shape[:2] + folded.shape[1:])
+
+
+def fold_positions(stack: Tensor) -> Tensor:
+    """:func:`fold` for what has no class axis."""
+    return stack if stack.dim() <= 1 else stack.flatten(0, 1)
+
+
+def fold_target(stack: Tensor) -> Tensor:
+    """Probabilities fold as the input does, indices have the axes of the positions."""
+    return fold(stack, stack.dim() - 1) if stack.is_floating_point() else fold_positions(stack)

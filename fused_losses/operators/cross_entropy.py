@@ -1,0 +1,298 @@
+"""What torch must know of the operators of cross-entropy.
+
+With the total mass M, the dense mass q and the point mass y of a row (Note [Target mass] in ``csrc/core``), s the
+gradient of its loss and p its softmax, the gradient is ``s (M p - q - y [c = t])``. Its derivative in direction v is
+``s M p (v - <p, v>)`` for the logits, and ``<v, M p - q - y [c = t]>`` for s.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..torch_losses import torch_function
+from .batching import batch_first, call_one_by_one, reduce_stack, spread_stack
+from .class_axis import (
+    FLOAT_DTYPES,
+    HALF_DTYPES,
+    accumulation_dtype,
+    class_dim,
+    fake_class_loss,
+    fold,
+    fold_positions,
+    fold_target,
+    position_sizes,
+    refusal_of_class_indices,
+    refusal_of_class_weight,
+    target_weights,
+    unfold,
+)
+from .composite import other_gradients, second_gradients
+from .registration import MEAN, NONE, Operator, call
+
+_Options = tuple[int, int, float, bool]  # reduction, ignore_index, label_smoothing, promote
+
+
+def is_probability(target: Tensor) -> bool:
+    return target.is_floating_point()
+
+
+def _loss_dtype(logits: Tensor, target: Tensor, promote: bool) -> torch.dtype:
+    by_probability = is_probability(target) and target.dtype != logits.dtype
+    return accumulation_dtype(logits.dtype) if promote or by_probability else logits.dtype
+
+
+def refusal(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    promote: bool,
+) -> str | None:
+    """Why the kernels do not compute this cross-entropy, or ``None``."""
+    if logits.dtype not in FLOAT_DTYPES or logits.dim() == 0:
+        return "the logits are no floating-point tensor with a class axis"
+    if not (type(ignore_index) is int and -(2**63) <= ignore_index < 2**63):
+        return "ignore_index is no 64-bit integer"
+    if not (type(label_smoothing) in (float, int) and 0 <= label_smoothing <= 1):
+        return "label_smoothing is no number in [0, 1]"
+    if is_probability(target) and target.shape == logits.shape:
+        if target.dtype != logits.dtype and not (logits.dtype in HALF_DTYPES and target.dtype == torch.float32):
+            return "there is no kernel for these types of logits and probabilities"
+        if ignore_index >= 0:
+            return "ignore_index is for class indices"
+    elif (reason := refusal_of_class_indices(logits, target)) is not None:
+        return reason
+    return refusal_of_class_weight(logits, class_weight, promote)
+
+
+# Fake kernels
+
+
+def _fake_loss(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    promote: bool,
+) -> Tensor:
+    return fake_class_loss(logits, reduction, _loss_dtype(logits, target, promote))
+
+
+def _fake_with_gradient(
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor]:
+    return _fake_loss(logits, target, class_weight, *options[:4]), torch.empty_like(logits)
+
+
+def _fake_with_statistics(
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor]:
+    num_positions = 1
+    for size in position_sizes(logits.shape):
+        num_positions = num_positions * size
+    num_rows = 3 if is_probability(target) else 2
+    statistics = logits.new_empty((num_rows, num_positions), dtype=accumulation_dtype(logits.dtype))
+    return _fake_loss(logits, target, class_weight, *options), statistics
+
+
+def _fake_backward(grad_output: Tensor, logits: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+# Derivatives
+
+
+def composite(options: _Options, logits: Tensor, target: Tensor, class_weight: Tensor | None) -> Tensor:
+    """Torch's own cross-entropy with the operators' options."""
+    reduction, ignore_index, label_smoothing, promote = options
+    if target.dtype == torch.int32:
+        target = target.long()
+    if promote:
+        logits = logits.float()
+        target = target.float() if target.is_floating_point() else target
+        class_weight = None if class_weight is None else class_weight.float()
+    return torch_function("cross_entropy")(
+        logits,
+        target,
+        class_weight,
+        ignore_index=ignore_index,
+        reduction=("none", "mean", "sum")[reduction],
+        label_smoothing=label_smoothing,
+    )
+
+
+def _differentiate_loss(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    _, statistics = call("cross_entropy_with_statistics", *ctx.saved_tensors, *ctx.options)
+    return _gradients(ctx, grad_output, ctx.saved_tensors, statistics)
+
+
+def _save_with_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, statistics = output
+    ctx.mark_non_differentiable(statistics)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:3], statistics)
+    ctx.options = inputs[3:]
+
+
+def _differentiate_with_statistics(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_output is None:
+        return (None,) * 7
+    *arguments, statistics = ctx.saved_tensors
+    return _gradients(ctx, grad_output, arguments, statistics)
+
+
+def _gradients(ctx: Any, grad_output: Tensor, arguments: Any, statistics: Tensor) -> tuple[Tensor | None, ...]:
+    gradient = call("cross_entropy_backward", grad_output, *arguments, statistics, *ctx.options)
+    others = other_gradients(ctx, partial(composite, ctx.options), arguments, grad_output)
+    return (gradient, *others, None, None, None, None)
+
+
+def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
+    """See the top of this file. The statistics are the logits' own: what depends on them is in the logits' part."""
+    grad_output, logits, target, class_weight, statistics = ctx.saved_tensors
+    reduction = ctx.options[0]
+    wants_scale, wants_logits, wants_target, wants_weight, *_ = ctx.needs_input_grad
+    if wants_target or wants_weight:
+        formula = partial(composite, ctx.options)
+        arguments = (grad_output, logits, target, class_weight)
+        return (*second_gradients(ctx, formula, arguments, direction), None, None, None, None, None)
+    dtype = accumulation_dtype(logits.dtype)
+    dim = class_dim(logits.shape)
+    for_scale = for_logits = None
+    if wants_scale:
+        of_one = call(
+            "cross_entropy_backward",
+            torch.ones_like(grad_output),
+            logits,
+            target,
+            class_weight,
+            statistics,
+            *ctx.options,
+        )
+        products = direction * of_one
+        for_scale = products.sum(dim, dtype=dtype) if reduction == NONE else products.sum(dtype=dtype)
+        for_scale = for_scale.to(grad_output.dtype)
+    if wants_logits:
+        mass = _row_scale(grad_output, logits, target, class_weight, ctx.options, dtype).unsqueeze(dim)
+        softmax = torch.softmax(logits, dim, dtype=dtype)
+        weighted = softmax * direction
+        for_logits = mass * torch.addcmul(weighted, softmax, weighted.sum(dim, keepdim=True), value=-1)
+        for_logits = for_logits.to(logits.dtype)
+    return (for_scale, for_logits, None, None, None, None, None, None, None)
+
+
+def _row_scale(
+    grad_output: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    options: _Options,
+    dtype: torch.dtype,
+) -> Tensor:
+    """s M of every position; 0 where the target is ignored."""
+    reduction, ignore_index, label_smoothing, _ = options
+    dim = class_dim(logits.shape)
+    num_classes = logits.shape[dim]
+    grad_output = grad_output.to(dtype)
+    if is_probability(target):
+        mass = target.to(dtype) * (1 - label_smoothing) + label_smoothing / num_classes
+        if class_weight is not None:
+            mass = mass * class_weight.to(dtype).view(-1, *[1] * (logits.dim() - dim - 1))
+        scale = mass.sum(dim)
+        return scale * (grad_output / scale.numel() if reduction == MEAN else grad_output)
+    weights = target_weights(target, class_weight, ignore_index, dtype)
+    mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
+    mass = torch.where(target != ignore_index, weights * (1 - label_smoothing) + label_smoothing * mean_weight, 0)
+    if reduction == MEAN:
+        grad_output = grad_output / weights.sum(dtype=torch.float64).to(dtype)
+    return torch.where(mass != 0, mass * grad_output, 0)
+
+
+# Batching: a stack of samples is one longer sample, unreduced; each sample is reduced on its own afterwards.
+
+
+def _denominators(
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, ignore_index: int, reduction: int
+) -> Tensor | int | None:
+    """Of the mean of each sample of a stack."""
+    if reduction != MEAN:
+        return None
+    if is_probability(target):
+        return logits[0].numel() // logits.shape[1 + class_dim(logits.shape[1:])]
+    weights = target_weights(target, class_weight, ignore_index, torch.float64)
+    return weights.flatten(1).sum(1) if weights.dim() > 1 else weights
+
+
+def _batch_with_statistics(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+    logits, target, class_weight, reduction, ignore_index, label_smoothing, promote = arguments
+    if in_dims[2] is not None:
+        return call_one_by_one("cross_entropy_with_statistics", info, in_dims, *arguments)
+    logits, target = (batch_first(tensor, info, dim) for tensor, dim in zip((logits, target), in_dims, strict=False))
+    losses, statistics = call(
+        "cross_entropy_with_statistics",
+        fold(logits, logits.dim() - 1),
+        fold_target(target),
+        class_weight,
+        NONE,
+        ignore_index,
+        label_smoothing,
+        promote or reduction != NONE,
+    )
+    losses = losses.view(info.batch_size, *position_sizes(logits.shape[1:]))
+    if reduction != NONE:
+        denominators = _denominators(logits, target, class_weight, ignore_index, reduction)
+        losses = reduce_stack(losses, denominators, _loss_dtype(logits, target, promote))
+    return (losses, statistics.view(len(statistics), info.batch_size, -1)), (0, 1)
+
+
+def _batch_loss(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+    (losses, _), _ = _batch_with_statistics(info, in_dims, *arguments)
+    return losses, 0
+
+
+def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+    *tensors, reduction, ignore_index, label_smoothing, promote = arguments
+    if in_dims[3] is not None:
+        return call_one_by_one("cross_entropy_backward", info, in_dims, *arguments)
+    class_weight = tensors.pop(3)
+    tensor_dims = (*in_dims[:3], in_dims[4])
+    stacks = (batch_first(tensor, info, dim) for tensor, dim in zip(tensors, tensor_dims, strict=True))
+    grad_output, logits, target, statistics = stacks
+    if reduction != NONE:
+        positions = (info.batch_size, *position_sizes(logits.shape[1:]))
+        denominators = _denominators(logits, target, class_weight, ignore_index, reduction)
+        grad_output = spread_stack(grad_output.to(accumulation_dtype(logits.dtype)), denominators, positions)
+    gradient = call(
+        "cross_entropy_backward",
+        fold_positions(grad_output),
+        fold(logits, logits.dim() - 1),
+        fold_target(target),
+        class_weight,
+        statistics.movedim(0, 1).flatten(1).contiguous(),
+        NONE,
+        ignore_index,
+        label_smoothing,
+        promote,
+    )
+    return unfold(gradient, logits), 0
+
+
+OPERATORS = {
+    "cross_entropy": Operator(fake=_fake_loss, derivative=_differentiate_loss, batch=_batch_loss),
+    "cross_entropy_forward": Operator(fake=_fake_loss, batch=_batch_loss),
+    "cross_entropy_with_gradient": Operator(fake=_fake_with_gradient),
+    "cross_entropy_with_statistics": Operator(
+        fake=_fake_with_statistics,
+        derivative=_differentiate_with_statistics,
+        save=_save_with_statistics,
+        batch=_batch_with_statistics,
+    ),
+    "cross_entropy_backward": Operator(fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward),
+}

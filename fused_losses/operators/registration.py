@@ -1,0 +1,97 @@
+"""How an operator is described to torch, once for every way in which torch may meet it.
+
+Note [Two registrations]
+:func:`torch.library.register_autograd` serves plain autograd, dispatch modes, torch.compile and torch.export, but not
+nested transforms of :mod:`torch.func`, which want a ``torch.autograd.Function`` with ``setup_context`` and ``vmap``.
+Both are made of one description. What a derivative or a batching rule computes goes through :func:`call`, which takes
+the one that the place wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _ops
+
+__all__ = ["MEAN", "NONE", "Operator", "call", "register"]
+
+# The operators' numbers of the reductions, as torch.nn._reduction has them; 2 is the sum.
+NONE = 0
+MEAN = 1
+
+are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def _save_arguments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    tensors = _leading_tensors(inputs)
+    ctx.save_for_backward(*tensors)
+    ctx.options = inputs[len(tensors) :]
+
+
+def _leading_tensors(inputs: Sequence[Any]) -> list[Tensor | None]:
+    tensors: list[Tensor | None] = []
+    for value in inputs:
+        if value is not None and not isinstance(value, Tensor):
+            break
+        tensors.append(value)
+    return tensors
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What torch must know of an operator besides its kernels.
+
+    Args:
+        fake: its outputs without their values.
+        derivative: ``derivative(ctx, *grad_outputs)``, the gradient of each argument.
+        save: ``save(ctx, inputs, output)``, what the derivative finds on ``ctx``; by default the tensors among the
+            arguments, which come first, as ``ctx.saved_tensors``, and the others as ``ctx.options``.
+        batch: ``batch(info, in_dims, *arguments)``, the rule of :func:`torch.library.register_vmap`.
+    """
+
+    fake: Callable[..., Any]
+    derivative: Callable[..., tuple[Tensor | None, ...]] | None = None
+    save: Callable[[Any, tuple[Any, ...], Any], None] = _save_arguments
+    batch: Callable[..., tuple[Any, Any]] | None = None
+
+
+_functions: dict[str, type[torch.autograd.Function]] = {}
+
+
+def register(namespace: str, name: str, operator: Operator) -> None:
+    qualified_name = f"{namespace}::{name}"
+    torch.library.register_fake(qualified_name, operator.fake)
+    if operator.derivative is not None:
+        torch.library.register_autograd(qualified_name, operator.derivative, setup_context=operator.save)
+    if operator.batch is not None:
+        torch.library.register_vmap(qualified_name, operator.batch)
+    if operator.derivative is not None and operator.batch is not None:
+        _functions[name] = _function(name, operator)
+
+
+def _function(name: str, operator: Operator) -> type[torch.autograd.Function]:
+    def forward(*arguments: Any) -> Any:
+        with below_autograd():
+            return getattr(_ops, name)(*arguments)
+
+    parts = {
+        "forward": forward,
+        "setup_context": operator.save,
+        "backward": operator.derivative,
+        "vmap": operator.batch,
+    }
+    members = {part: staticmethod(function) for part, function in parts.items() if function is not None}
+    return type(name, (torch.autograd.Function,), members)
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """The operator, differentiable and batchable wherever this is called. See Note [Two registrations]."""
+    if not torch.compiler.is_compiling() and are_transforms_active():
+        return _functions[name].apply(*arguments)  # type: ignore[no-untyped-call]
+    return getattr(_ops, name)(*arguments)

@@ -1,0 +1,156 @@
+"""Which way a call goes: to a kernel, and how, or to torch's own function, and why.
+
+Every loss asks the same two questions, and then goes; no exception chooses a way. First :func:`reason_for_torch`: what
+surrounds the call and what its tensors are. Then the loss's own question, in ``operators/``: shapes, types and options.
+What is left takes the kernels in one of two ways:
+
+* plain eager mode takes the ``torch.autograd.Function`` with its shortcuts (``fused_losses/autograd``);
+* what watches or rewrites operators takes the differentiable operator itself (:func:`is_watched`): torch.compile and
+  torch.export, transforms of :mod:`torch.func`, dispatch modes.
+
+``docs/routing.md`` is the table, :func:`fused_losses.explain` says it of one call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+from torch.overrides import has_torch_function_variadic
+
+from ._cuda import is_cuda_available
+
+__all__ = [
+    "has_overrides",
+    "is_autocast",
+    "is_watched",
+    "may_be_differentiated",
+    "promotes",
+    "reason_for_torch",
+    "without_waiting_wrapper",
+]
+
+_PLAIN_TYPES = frozenset({Tensor, Parameter, FakeTensor})
+_HAS_CUDA = is_cuda_available()
+
+_are_transforms_active = torch._C._are_functorch_transforms_active
+_num_dispatch_modes = torch._C._len_torch_dispatch_stack
+_num_function_modes = torch._C._len_torch_function_stack
+_tracing_state = torch._C._get_tracing_state
+
+
+def has_overrides(*tensors: Tensor | None) -> bool:
+    """Whether somebody's ``__torch_function__`` must be asked: a subclass, a duck type, a mode.
+
+    Torch's own modes (a default device, those of torch.export) are no reason to leave the kernels.
+    """
+    if not has_torch_function_variadic(*tensors):
+        return False
+    if torch.compiler.is_dynamo_compiling() or not _num_function_modes():
+        return True
+    return not _only_torchs_modes() or _has_overriding_type(tensors)
+
+
+def _only_torchs_modes() -> bool:
+    modes = (torch._C._get_function_stack_at(i) for i in range(_num_function_modes()))
+    return all(type(mode).__module__.split(".")[0] == "torch" for mode in modes)
+
+
+def _has_overriding_type(tensors: tuple[Tensor | None, ...]) -> bool:
+    plain = (torch._C._disabled_torch_function_impl, Tensor.__torch_function__)
+    handlers = (getattr(type(tensor), "__torch_function__", None) for tensor in tensors if tensor is not None)
+    return any(handler is not None and handler not in plain for handler in handlers)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _transforms_while_tracing() -> bool:
+    """Dynamo follows a transform by entering it: what is true while it traces is true of the graph."""
+    return _are_transforms_active() or forward_ad._current_level >= 0
+
+
+def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -> str | None:
+    """Why torch's own function takes the call, or ``None`` where a kernel may.
+
+    Args:
+        input: logits or probabilities; the only tensor the kernels differentiate with respect to.
+        target: class indices or probabilities.
+        constants: class weights and the like.
+    """
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
+            if _transforms_while_tracing():
+                return "torch.compile loses derivatives of operators under a transform"
+        elif torch.onnx.is_in_onnx_export():
+            return "ONNX has no such operator"
+    elif forward_ad._current_level >= 0:
+        return "the kernels have no forward-mode derivative"
+    elif _tracing_state() is not None:
+        return "torch.jit.trace records torch's own operators"
+    if not _is_served(input):
+        return _what_is_not_served(input)
+    if input.numel() == 0:
+        return "the input is empty"
+    if target is None:
+        return "there is no target"
+    grad_enabled = torch.is_grad_enabled()
+    on_cpu = input.is_cpu
+    for tensor in (target, *constants):
+        if tensor is None:
+            continue
+        if not _is_served(tensor):
+            return _what_is_not_served(tensor)
+        if tensor.is_cpu != on_cpu or not (on_cpu or tensor.device == input.device):
+            return "the tensors are on several devices"
+        if grad_enabled and tensor.requires_grad:
+            return "a target or weight requires a gradient"
+    return None
+
+
+def _is_served(tensor: Tensor) -> bool:
+    """Whether a kernel may read the tensor: no subclass, strided, on a device that there are kernels for."""
+    return (
+        type(tensor) in _PLAIN_TYPES
+        and (tensor.is_cpu or (_HAS_CUDA and tensor.is_cuda))
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+    )
+
+
+def _what_is_not_served(tensor: Tensor) -> str:
+    if type(tensor) not in _PLAIN_TYPES:
+        return f"a tensor is a {type(tensor).__name__}"
+    if not (tensor.is_cpu or tensor.is_cuda) or (tensor.is_cuda and not _HAS_CUDA):
+        return f"there are no kernels for {tensor.device.type} tensors"
+    return "a tensor is not strided"
+
+
+def is_watched() -> bool:
+    """Whether something watches or rewrites operators, and so must see the differentiable operator itself."""
+    return torch.compiler.is_compiling() or _are_transforms_active() or _num_dispatch_modes() > 0
+
+
+def without_waiting_wrapper(tensor: Tensor) -> Tensor:
+    """The result of a collective that may still be under way, waited for; any other tensor as it is."""
+    if type(tensor).__name__ == "AsyncCollectiveTensor":
+        waited_for: Tensor = torch.ops.aten.alias.default(tensor)  # any operator but a view waits
+        return waited_for
+    return tensor
+
+
+def is_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device."""
+    return torch.is_autocast_enabled("cpu" if tensor.is_cpu else "cuda")
+
+
+def promotes(input: Tensor) -> bool:
+    """Whether autocast is on and computes a loss of this 16-bit input in float32."""
+    return is_autocast(input) and input.dtype in (torch.bfloat16, torch.float16)
+
+
+def may_be_differentiated(input: Tensor) -> bool:
+    """Whether the loss of this input needs a graph. A transform may differentiate at a level that no flag shows."""
+    if not torch.compiler.is_compiling() and _are_transforms_active():
+        return True
+    return input.requires_grad and torch.is_grad_enabled()

@@ -1,0 +1,46 @@
+"""Torch's own loss functions, whatever stands in their place in :mod:`torch.nn.functional` by now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["NAMES", "is_replacement", "is_torchs_own", "mark_as_replacement", "original_of", "torch_function"]
+
+NAMES = ("binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss")
+
+# On each of our functions: torch's function that it replaces. It outlives a reload of any module.
+_MARK = "__fused_losses_original__"
+
+
+def original_of(function: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Torch's function where ``function`` is one of ours, else ``function`` itself."""
+    original: Callable[..., Tensor] = getattr(function, _MARK, function)
+    return original
+
+
+def is_replacement(function: Callable[..., Any]) -> bool:
+    """Whether it is one of ours, also one of before a module was loaded again."""
+    return hasattr(function, _MARK)
+
+
+def is_torchs_own(function: Callable[..., Any]) -> bool:
+    """Whether it is a loss as :mod:`torch.nn.functional` defines it: not ours, and nobody else's patch."""
+    defined_there = getattr(function, "__module__", None) == F.__name__
+    return defined_there and not is_replacement(function) and not hasattr(function, "__wrapped__")
+
+
+def torch_function(name: str) -> Callable[..., Tensor]:
+    """The loss that torch itself has under this name."""
+    return original_of(getattr(F, name))
+
+
+def mark_as_replacement(function: Callable[..., Any], original: Callable[..., Tensor]) -> None:
+    """Let ``function`` be known as the replacement of ``original``, also to :func:`torch.jit.script`.
+
+    After ``patch()`` scripting meets ``function`` and compiles what ``__prepare_scriptable__`` returns in its place.
+    """
+    vars(function).update({_MARK: original, "__prepare_scriptable__": lambda: original})
