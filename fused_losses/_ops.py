@@ -82,8 +82,18 @@ def _fake_cross_entropy(
     return _fake_class_loss(logits, reduction, _cross_entropy_dtype(logits, target, promote))
 
 
-def _fake_cross_entropy_with_gradient(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    return _fake_cross_entropy(logits, *others), torch.empty_like(logits)
+def _fake_cross_entropy_with_gradient(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    promote: bool,
+    grad_output: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    loss = _fake_cross_entropy(logits, target, class_weight, reduction, ignore_index, label_smoothing, promote)
+    return loss, torch.empty_like(logits)
 
 
 def _fake_cross_entropy_with_statistics(logits: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
@@ -125,8 +135,9 @@ def _fake_elementwise(input: Tensor, target: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(input, dtype=target.dtype) if reduction == 0 else target.new_empty(())
 
 
-def _fake_elementwise_with_gradient(input: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    return _fake_elementwise(input, *others), torch.empty_like(input)
+def _fake_elementwise_with_gradient(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    # A scalar loss: the operator refuses losses that are not reduced. A default comes as an argument or not at all.
+    return target.new_empty(()), torch.empty_like(input)
 
 
 def _fake_elementwise_backward(grad_output: Tensor, input: Tensor, *others: Any) -> Tensor:
