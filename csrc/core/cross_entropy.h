@@ -22,7 +22,7 @@ namespace fused_losses {
 
 enum class CrossEntropyMode : int32_t {
   Loss,             // losses and, if asked for, statistics
-  LossAndGradient,  // losses and the gradient for grad_output = 1
+  LossAndGradient,  // losses and the gradient for expected_grad_output
   Backward,         // the gradient from statistics and grad_output
 };
 
@@ -51,7 +51,8 @@ struct CrossEntropyParams {
   double label_smoothing;
   double class_weight_sum;  // of all classes; num_classes without weights
 
-  double gradient_scale;    // 1 / denominator with a mean, else 1
+  double gradient_scale;            // 1 / denominator with a mean, else 1
+  double expected_grad_output = 1;  // LossAndGradient: what the gradient is multiplied by; 1 where grad_output is given
   const void* grad_output;  // Backward: accumulation type; [num_positions] with stride 1, or one value with stride 0
   int64_t grad_output_stride;
 
@@ -67,5 +68,16 @@ struct CrossEntropyParams {
   void* row_sum;
   void* row_mass;  // probability targets only
 };
+
+namespace {
+
+// What every gradient is multiplied by besides its row's own factor, without params.grad_output: the product that the
+// backward forms, so that its bits are those of a gradient that the forward made.
+template <class A>
+FUSED_LOSSES_HOST_DEVICE inline A common_scale(const CrossEntropyParams& params) {
+  return static_cast<A>(params.gradient_scale) * static_cast<A>(params.expected_grad_output);
+}
+
+}  // namespace
 
 }  // namespace fused_losses

@@ -96,7 +96,7 @@ class Positions {
 
  private:
   void load_targets() {
-    const A scale = static_cast<A>(params_.gradient_scale);
+    const A scale = common_scale<A>(params_);
     if (params_.target_kind == TargetKind::Probability) {
       for (int v = 0; v < end_; v += kLanes<A>) {
         store_integers(state_.target_class + v, IntVec<A>{} - 1);

@@ -125,16 +125,14 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
           sum_of<A>(mass_times_x)};
 }
 
-// value - q * scale.
-template <class Mass, class A>
-inline Vec<A> less_mass(Vec<A> value, const Mass& mass, int64_t c, A scale) {
-  if constexpr (Mass::kDense) value -= mass.at(c) * scale;
-  return value;
-}
-template <class Mass, class A>
-inline Vec<A> less_mass(Vec<A> value, const Mass& mass, int64_t c, int64_t rest, A scale) {
-  if constexpr (Mass::kDense) value -= mass.at(c, rest) * scale;
-  return value;
+// exponential * factor - q * scale for a register of classes, or for the `rest` of them.
+template <class Mass, class A, class... Rest>
+inline Vec<A> derivative(Vec<A> exponential, A factor, const Mass& mass, A scale, int64_t c, Rest... rest) {
+  if constexpr (Mass::kDense) {
+    return multiply_subtract(exponential, broadcast(factor), mass.at(c, rest...) * scale);
+  } else {
+    return exponential * factor;
+  }
 }
 
 // gradient = stash * factor - q * scale for the classes [first_class, first_class + count).
@@ -144,11 +142,11 @@ FUSED_LOSSES_FLATTEN inline void gradient_from_stash(const Accumulation<T>* stas
                                                      Accumulation<T> scale) {
   using A = Accumulation<T>;
   const auto whole = [&](int64_t i) {
-    return less_mass<Mass, A>(load(stash + i) * factor, mass, first_class + i, scale);
+    return derivative<Mass, A>(load(stash + i), factor, mass, scale, first_class + i);
   };
   const auto partial = [&](int64_t i, int64_t rest) {
-    const Vec<A> value = load_partial(stash + i, rest, A(0)) * factor;
-    store_partial(gradient + i, less_mass<Mass, A>(value, mass, first_class + i, rest, scale), rest);
+    const Vec<A> exponential = load_partial(stash + i, rest, A(0));
+    store_partial(gradient + i, derivative<Mass, A>(exponential, factor, mass, scale, first_class + i, rest), rest);
   };
   int64_t begin = 0;
   if constexpr (kStream) {
@@ -170,21 +168,21 @@ FUSED_LOSSES_FLATTEN inline void gradient_from_stash(const Accumulation<T>* stas
       [&](int64_t i, int64_t rest) { partial(begin + i, rest); });
 }
 
-// gradient = exp(x - shift) * factor - q * scale.
+// gradient = exp(x - shift) * factor - q * scale for the classes [first_class, first_class + count).
 template <class T, class Mass>
-FUSED_LOSSES_FLATTEN inline void gradient_from_logits(const T* x, T* gradient, int64_t num_classes, const Mass& mass,
-                                                      Accumulation<T> shift, Accumulation<T> factor,
+FUSED_LOSSES_FLATTEN inline void gradient_from_logits(const T* x, T* gradient, int64_t first_class, int64_t count,
+                                                      const Mass& mass, Accumulation<T> shift, Accumulation<T> factor,
                                                       Accumulation<T> scale) {
   using A = Accumulation<T>;
   sweep<A>(
-      num_classes,
+      count,
       [&](int64_t i, int slot) {
         if (begins_line<T>(slot)) __builtin_prefetch(x + i + kPageClasses);  // Note [Prefetching]
-        store(gradient + i, less_mass<Mass, A>(exp<A>(load(x + i) - shift) * factor, mass, i, scale));
+        store(gradient + i, derivative<Mass, A>(exp<A>(load(x + i) - shift), factor, mass, scale, first_class + i));
       },
       [&](int64_t i, int64_t rest) {
-        const Vec<A> value = exp<A>(load_partial(x + i, rest, A(0)) - shift) * factor;
-        store_partial(gradient + i, less_mass<Mass, A>(value, mass, i, rest, scale), rest);
+        const Vec<A> exponential = exp<A>(load_partial(x + i, rest, A(0)) - shift);
+        store_partial(gradient + i, derivative<Mass, A>(exponential, factor, mass, scale, first_class + i, rest), rest);
       });
 }
 

@@ -8,6 +8,11 @@
 // the gradient is one multiplication per class: memory is read once and hardly an exponential is computed twice. The
 // stash is a row of the accumulation type that stays in the second-level cache; where the gradient is small enough to
 // stay there too and has that type, it is the gradient row itself.
+//
+// Note [Same bits without a stash]
+// A gradient must not depend on whether a stash was kept for it. Where there is none (a backward, a row too long) the
+// exponentials are computed again, each block's relative to the same largest logit so far and multiplied by the same
+// factor. The statistics hold the row's maximum: once a block has it, the blocks behind are not searched for theirs.
 #pragma once
 
 #include <cstdlib>
@@ -75,14 +80,14 @@ class Row {
       const int64_t count = num_classes_ - first < block_classes_ ? num_classes_ - first : block_classes_;
       blocks[num_blocks] =
           block_statistics<kStash>(x + first, first, count, mass_, kStash ? stash + first : nullptr, max);
-      max = blocks[num_blocks].max;
+      max = maxima_[num_blocks] = blocks[num_blocks].max;
     }
     const A shift = finite_shift(max);
     double sum = 0;
     double mass_sum = 0;
     double mass_times_x = 0;
     for (int block = 0; block < num_blocks; ++block) {
-      factors_[block] = exp<A>(broadcast(blocks[block].max - shift))[0];
+      factors_[block] = block_factor(blocks[block].max, shift);
       sum += static_cast<double>(blocks[block].sum) * factors_[block];
       if constexpr (Mass::kDense) {
         const A block_mass = Mass::kReadsProbability ? blocks[block].mass : block_masses_[block];
@@ -105,8 +110,27 @@ class Row {
     }
   }
 
+  // The same from the logits. `max` is the row's; kHasMaxima says that statistics() has just found the blocks'. See
+  // Note [Same bits without a stash].
+  template <bool kHasMaxima>
   void gradient_from_logits(const T* x, T* gradient, A max, A factor, A scale) const {
-    fused_losses::cpu::gradient_from_logits(x, gradient, num_classes_, mass_, finite_shift(max), factor, scale);
+    A max_so_far = -kInfinity<A>;
+    int block = 0;
+    for (int64_t first = 0; first < num_classes_; first += block_classes_, ++block) {
+      const int64_t rest = num_classes_ - first;
+      const int64_t count = rest < block_classes_ ? rest : block_classes_;
+      if constexpr (kHasMaxima) {
+        max_so_far = maxima_[block];
+      } else if (count == rest) {
+        max_so_far = max;
+      } else if (max_so_far != max) {
+        const A block_max = max_lanes<A>(lane_maxima(x + first, count));
+        max_so_far = block_max > max_so_far ? block_max : max_so_far;
+      }
+      fused_losses::cpu::gradient_from_logits(x + first, gradient + first, first, count, mass_,
+                                              finite_shift(max_so_far),
+                                              block_factor(max_so_far, finite_shift(max)) * factor, scale);
+    }
   }
 
   A gradient_at_target(A row_mass, const PointMass<A>& point, A p) const {
@@ -134,9 +158,13 @@ class Row {
     }
   }
 
+  // From exponentials relative to a block's maximum to those relative to the row's.
+  static A block_factor(A block_max, A shift) { return exp<A>(broadcast(block_max - shift))[0]; }
+
   int64_t num_classes_;
   int64_t block_classes_;
   Mass mass_;
+  A maxima_[kMaxRowBlocks];  // the largest logit so far
   A factors_[kMaxRowBlocks];
   A block_masses_[kMaxRowBlocks];
 };
@@ -183,7 +211,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       const A target_logit = point.target_class >= 0 ? load_scalar(x + point.target_class) : A(0);
       const A* stash = nullptr;
       Statistics<A> statistics;
-      A scale = static_cast<A>(params.gradient_scale);
+      A scale = common_scale<A>(params);
       if (params.mode == CrossEntropyMode::Backward) {
         statistics.max = static_cast<const A*>(params.row_max)[position];
         statistics.sum = static_cast<const A*>(params.row_sum)[position];
@@ -220,8 +248,10 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         row.template gradient_from_stash<true>(stash, gradient, factor, scale);
       } else if (stash != nullptr) {
         row.template gradient_from_stash<false>(stash, gradient, factor, scale);
+      } else if (wants_gradient) {
+        row.template gradient_from_logits<true>(x, gradient, statistics.max, factor, scale);
       } else {
-        row.gradient_from_logits(x, gradient, statistics.max, factor, scale);
+        row.template gradient_from_logits<false>(x, gradient, statistics.max, factor, scale);
       }
       if (point.target_class >= 0) {
         const A p = exp<A>(broadcast(target_logit - finite_shift(statistics.max)))[0] * inverse_sum;

@@ -168,7 +168,8 @@ class TileKernel : private Positions<T, Mass> {
         const IntVec<A> is_target = target_class == static_cast<Integer<A>>(first + c);
         Vec<A> gradient = exponential * point_factor - select(is_target, point, Vec<A>{});
         if constexpr (Mass::kDense) {
-          gradient += exponential * mass_factor - mass_.of_class(first + c, probability(c, v)) * mass_scale;
+          gradient +=
+              multiply_subtract(exponential, mass_factor, mass_.of_class(first + c, probability(c, v)) * mass_scale);
         }
         store(cell, gradient);
       }

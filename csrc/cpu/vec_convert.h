@@ -1,5 +1,5 @@
-// The register operations that differ between instruction sets: 16-bit conversions, maxima, scaling by 2^n, masked
-// loads and stores. Each has a portable version; x86 replaces those where one instruction does the work.
+// The register operations that differ between instruction sets: 16-bit conversions, maxima, fused products, scaling by
+// 2^n, masked loads and stores. Each has a portable version; x86 replaces those where one instruction does the work.
 #pragma once
 
 #include "vec.h"
@@ -8,6 +8,8 @@
 #include <immintrin.h>
 #elif defined(__SSE2__)
 #include <emmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace fused_losses::cpu {
@@ -32,6 +34,35 @@ inline V max_of(V a, V b) {
   return a > b ? a : b;
 }
 #endif
+
+// a b - c in one rounding where the instruction set has it. Left to the compiler, a b - c d may round either product
+// first, and differently in two loops that must agree to the bit.
+template <class V>
+inline V multiply_subtract(V a, V b, V c) {
+#if defined(__AVX512F__)
+  if constexpr (kSameType<V, Vec<float>>) {
+    return _mm512_fmsub_ps(a, b, c);
+  } else {
+    return _mm512_fmsub_pd(a, b, c);
+  }
+#elif defined(__FMA__)
+  if constexpr (kSameType<V, Vec<float>>) {
+    return _mm256_fmsub_ps(a, b, c);
+  } else {
+    return _mm256_fmsub_pd(a, b, c);
+  }
+#elif defined(__aarch64__)
+  if constexpr (kSameType<V, Vec<float>>) {
+    return bit_cast<V>(
+        vnegq_f32(vfmsq_f32(bit_cast<float32x4_t>(c), bit_cast<float32x4_t>(a), bit_cast<float32x4_t>(b))));
+  } else {
+    return bit_cast<V>(
+        vnegq_f64(vfmsq_f64(bit_cast<float64x2_t>(c), bit_cast<float64x2_t>(a), bit_cast<float64x2_t>(b))));
+  }
+#else
+  return a * b - c;
+#endif
+}
 
 inline bool any_lane(IntVec<float> mask) {
 #if defined(__AVX512F__)

@@ -164,8 +164,10 @@ __device__ __forceinline__ void set_common_mass(const CrossEntropyParams& params
 // What every gradient is multiplied by besides its row's own factor.
 template <class A>
 __device__ __forceinline__ A row_scale(const CrossEntropyParams& params, int64_t position) {
-  A scale = static_cast<A>(params.gradient_scale);
-  if (params.device_gradient_scale != nullptr) scale = *static_cast<const A*>(params.device_gradient_scale);
+  A scale = common_scale<A>(params);
+  if (params.device_gradient_scale != nullptr) {
+    scale = *static_cast<const A*>(params.device_gradient_scale) * static_cast<A>(params.expected_grad_output);
+  }
   const A* grad_output = static_cast<const A*>(params.grad_output);
   return grad_output != nullptr ? scale * grad_output[position * params.grad_output_stride] : scale;
 }

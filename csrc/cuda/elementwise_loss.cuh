@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kElementwiseThreads,
   if (params.device_grad_output != nullptr) {
     const A grad_output = static_cast<A>(to_accumulation(*static_cast<const U*>(params.device_grad_output)));
     if (params.mode == ElementwiseMode::LossAndGradient && grad_output == A(1)) return;  // it is scaled already
-    scale *= grad_output;
+    scale = static_cast<A>(params.gradient_scale * static_cast<double>(grad_output));    // rounded once, as on the host
   }
   const T* inputs = static_cast<const T*>(params.input);
   const U* targets = static_cast<const U*>(params.target);

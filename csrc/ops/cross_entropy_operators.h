@@ -23,12 +23,14 @@ struct CrossEntropyOperators {
 
   static std::tuple<Tensor, Tensor> with_gradient(const Tensor& logits, const Tensor& target,
                                                   const std::optional<Tensor>& class_weight, int64_t reduction,
-                                                  int64_t ignore_index, double label_smoothing, bool promote) {
+                                                  int64_t ignore_index, double label_smoothing, bool promote,
+                                                  double grad_output) {
     const Reduction kind = to_reduction(reduction);
     if (kind == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
     Call call(logits, target, class_weight, {kind, ignore_index, label_smoothing, promote}, true);
     Tensor gradient = call.new_gradient();
     call.params.mode = CrossEntropyMode::LossAndGradient;
+    call.params.expected_grad_output = grad_output;
     Tensor loss = call.run_to_loss();
     return {loss, gradient};
   }

@@ -26,10 +26,9 @@ class ElementwiseCall : public ElementwiseProblem {
   }
 
   void use_grad_output(const Tensor& grad_output) {
-    if (const std::optional<Tensor> common = set_grad_output(grad_output)) {
-      params.gradient_scale *= scalar_value(*common);
-    }
+    if (const std::optional<Tensor> common = set_grad_output(grad_output)) use_grad_output(scalar_value(*common));
   }
+  void use_grad_output(double grad_output) { params.gradient_scale *= grad_output; }
 
   void run() const {
     for_each_block(num_blocks(),

@@ -2,7 +2,7 @@
 //
 // Call is a backend's ElementwiseProblem of one of the losses, made of the operands and the reduction, with
 //   Tensor new_gradient()              uninitialised, and the parameters point to it
-//   void use_grad_output(grad_output)  the parameters know it
+//   void use_grad_output(grad_output)  the parameters know it, be it a tensor or the value of one that holds one number
 //   void run()                         the kernels, for what the parameters ask for
 //   Tensor run_to_loss()               the forward, and its losses reduced
 #pragma once
@@ -21,9 +21,11 @@ Tensor elementwise_loss(const ElementwiseOperands& operands, int64_t reduction) 
 }
 
 template <class Call>
-std::tuple<Tensor, Tensor> elementwise_loss_with_gradient(const ElementwiseOperands& operands, int64_t reduction) {
+std::tuple<Tensor, Tensor> elementwise_loss_with_gradient(const ElementwiseOperands& operands, int64_t reduction,
+                                                          double grad_output) {
   if (to_reduction(reduction) == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
   Call call(operands, reduction);
+  call.use_grad_output(grad_output);
   Tensor gradient = call.new_gradient();
   call.params.mode = ElementwiseMode::LossAndGradient;
   Tensor loss = call.run_to_loss();
@@ -50,8 +52,9 @@ struct BinaryCrossEntropyOperators {
   }
 
   static std::tuple<Tensor, Tensor> with_gradient(const Tensor& input, const Tensor& target,
-                                                  const std::optional<Tensor>& weight, int64_t reduction) {
-    return elementwise_loss_with_gradient<Call>({input, target, weight, kNoPosWeight}, reduction);
+                                                  const std::optional<Tensor>& weight, int64_t reduction,
+                                                  double grad_output) {
+    return elementwise_loss_with_gradient<Call>({input, target, weight, kNoPosWeight}, reduction, grad_output);
   }
 
   static Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
@@ -76,8 +79,9 @@ struct BinaryCrossEntropyWithLogitsOperators {
 
   static std::tuple<Tensor, Tensor> with_gradient(const Tensor& logits, const Tensor& target,
                                                   const std::optional<Tensor>& weight,
-                                                  const std::optional<Tensor>& pos_weight, int64_t reduction) {
-    return elementwise_loss_with_gradient<Call>({logits, target, weight, pos_weight}, reduction);
+                                                  const std::optional<Tensor>& pos_weight, int64_t reduction,
+                                                  double grad_output) {
+    return elementwise_loss_with_gradient<Call>({logits, target, weight, pos_weight}, reduction, grad_output);
   }
 
   static Tensor backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,

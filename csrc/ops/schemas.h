@@ -20,7 +20,8 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       "float label_smoothing, bool promote) -> Tensor");
   library.def(
       "cross_entropy_with_gradient(Tensor logits, Tensor target, Tensor? class_weight, int reduction, "
-      "int ignore_index, float label_smoothing, bool promote) -> (Tensor loss, Tensor gradient)");
+      "int ignore_index, float label_smoothing, bool promote, float grad_output=1.0) -> (Tensor loss, Tensor "
+      "gradient)");
   library.def(
       "cross_entropy_with_statistics(Tensor logits, Tensor target, Tensor? class_weight, int reduction, "
       "int ignore_index, float label_smoothing, bool promote) -> (Tensor loss, Tensor statistics)");
@@ -41,8 +42,8 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   library.def("binary_cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
   library.def("binary_cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
   library.def(
-      "binary_cross_entropy_with_gradient(Tensor input, Tensor target, Tensor? weight, int reduction) "
-      "-> (Tensor loss, Tensor gradient)");
+      "binary_cross_entropy_with_gradient(Tensor input, Tensor target, Tensor? weight, int reduction, "
+      "float grad_output=1.0) -> (Tensor loss, Tensor gradient)");
   library.def(
       "binary_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, int reduction) "
       "-> Tensor");
@@ -54,7 +55,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       "int reduction) -> Tensor");
   library.def(
       "binary_cross_entropy_with_logits_with_gradient(Tensor logits, Tensor target, Tensor? weight, "
-      "Tensor? pos_weight, int reduction) -> (Tensor loss, Tensor gradient)");
+      "Tensor? pos_weight, int reduction, float grad_output=1.0) -> (Tensor loss, Tensor gradient)");
   library.def(
       "binary_cross_entropy_with_logits_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? weight, "
       "Tensor? pos_weight, int reduction) -> Tensor");

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -65,7 +64,7 @@ def _batch_backward(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, i
 OPERATORS = {
     "binary_cross_entropy": Operator(fake=fake_loss, derivative=_differentiate_loss, batch=_batch_loss),
     "binary_cross_entropy_forward": Operator(fake=fake_loss, batch=_batch_loss),
-    "binary_cross_entropy_with_gradient": Operator(fake=partial(fake_with_gradient, 1)),
+    "binary_cross_entropy_with_gradient": Operator(fake=fake_with_gradient),
     "binary_cross_entropy_backward": Operator(
         fake=fake_backward, derivative=_differentiate_backward, batch=_batch_backward
     ),

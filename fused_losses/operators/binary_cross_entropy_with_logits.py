@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +56,7 @@ def _batch_backward(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, i
 OPERATORS = {
     "binary_cross_entropy_with_logits": Operator(fake=fake_loss, derivative=_differentiate_loss, batch=_batch_loss),
     "binary_cross_entropy_with_logits_forward": Operator(fake=fake_loss, batch=_batch_loss),
-    "binary_cross_entropy_with_logits_with_gradient": Operator(fake=partial(fake_with_gradient, 2)),
+    "binary_cross_entropy_with_logits_with_gradient": Operator(fake=fake_with_gradient),
     "binary_cross_entropy_with_logits_backward": Operator(
         fake=fake_backward, derivative=_differentiate_backward, batch=_batch_backward
     ),

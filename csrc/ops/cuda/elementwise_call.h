@@ -33,6 +33,8 @@ class ElementwiseCall : public ElementwiseProblem {
     }
   }
 
+  void use_grad_output(double grad_output) { params.gradient_scale *= grad_output; }
+
   void run() const { kernel_(params, scope_.stream()); }
 
   Tensor run_to_loss() {
