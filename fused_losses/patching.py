@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import functional, modules
-from .torch_losses import NAMES, is_replacement, is_torchs_own, original_of
+from .torch_losses import NAMES, is_replacement, original_of
 
 __all__ = ["convert", "is_patched", "patch", "patched", "revert", "unpatch"]
 
@@ -34,9 +34,9 @@ _TORCH_MODULES = {fused: original for original, fused in _FUSED_MODULES.items()}
 def _apply_state() -> None:
     wanted = _patched_for_good or _depth > 0
     for name in NAMES:
-        current = getattr(F, name)
-        if is_replacement(current) or is_torchs_own(current):  # somebody else's patch stays
-            setattr(F, name, getattr(functional, name) if wanted else original_of(current))
+        current, fused = getattr(F, name), getattr(functional, name)
+        if is_replacement(current) or current is original_of(fused):  # somebody else's patch stays
+            setattr(F, name, fused if wanted else original_of(current))
 
 
 def patch() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["NAMES", "is_replacement", "is_torchs_own", "mark_as_replacement", "original_of", "torch_function"]
+__all__ = ["NAMES", "is_replacement", "mark_as_replacement", "original_of", "torch_function"]
 
 NAMES = ("binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss")
 
@@ -25,12 +25,6 @@ def original_of(function: Callable[..., Any]) -> Callable[..., Tensor]:
 def is_replacement(function: Callable[..., Any]) -> bool:
     """Whether it is one of ours, also one of before a module was loaded again."""
     return hasattr(function, _MARK)
-
-
-def is_torchs_own(function: Callable[..., Any]) -> bool:
-    """Whether it is a loss as :mod:`torch.nn.functional` defines it: not ours, and nobody else's patch."""
-    defined_there = getattr(function, "__module__", None) == F.__name__
-    return defined_there and not is_replacement(function) and not hasattr(function, "__wrapped__")
 
 
 def torch_function(name: str) -> Callable[..., Tensor]:

@@ -81,9 +81,11 @@ def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[..., None]) -
     ctx.expectation.observe(scale)
     if gradient is None:
         return None
-    if scale != ctx.expected and _saved_intact(ctx) is not None:
-        ctx.gradient = None
-        return None
+    if scale != ctx.expected:
+        if _saved_intact(ctx) is not None:
+            ctx.gradient = None
+            return None
+        ctx.expectation.observe_modified_input()
     if not keeps_graph():
         ctx.gradient = None
     elif scale == ctx.expected:

@@ -6,8 +6,8 @@ losses) asks for ``grad_output`` times the gradient for 1: another sweep over it
 the forward computes the gradient for the ``grad_output`` that the last backward of such a loss had. Where that changes
 with every step a prepared gradient is lost work: the forward then leaves statistics, and the backward computes. What is
 expected decides which of two ways is taken; the bits of the result are the same on both, and on the way back from a
-wrong guess. Small losses are always prepared for 1: there a wrong guess costs next to nothing, and what a program
-computes does not depend on what it computed before, not even where logits are modified between forward and backward.
+wrong guess. Small losses are always prepared for 1: there a wrong guess costs next to nothing. A large one whose logits
+were modified between forward and backward, which only a prepared gradient survives, is always prepared from then on.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ _MOST_LOSSES = 256  # that are remembered; a program has a few
 class Expectation:
     """Of the losses of one kind: prepared for the last scale, unless that changed twice in a row."""
 
-    __slots__ = ("_changes", "_last", "_remembers")
+    __slots__ = ("_always_prepares", "_changes", "_last", "_remembers")
 
     def __init__(self, remembers: bool = True) -> None:
         self._remembers = remembers
         self._last = 1.0
         self._changes = 0
+        self._always_prepares = False
 
     @property
     def grad_output(self) -> float | None:
         """What the forward should compute the gradient for; nothing where the backward should compute it."""
-        return self._last if self._changes < 2 else None
+        return self._last if self._changes < 2 or self._always_prepares else None
 
     def observe(self, grad_output: float) -> None:
         if not self._remembers:
@@ -46,6 +47,10 @@ class Expectation:
         elif math.isfinite(grad_output) and grad_output != 0:
             self._last = grad_output
             self._changes += 1
+
+    def observe_modified_input(self) -> None:
+        """The input was modified before the backward, which only a prepared gradient survives."""
+        self._always_prepares = True
 
     def observe_other_use(self) -> None:
         """The backward was differentiated, batched or watched: it took no prepared gradient."""

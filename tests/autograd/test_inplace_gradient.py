@@ -303,3 +303,64 @@ def test_patched_functions_take_it() -> None:
         loss = F.cross_entropy(logits, torch.arange(6), inplace_gradient=True)  # type: ignore[call-arg]
         (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient.data_ptr() == logits.data_ptr()
+
+
+def hook_on_the_logits(logits: Tensor) -> None:
+    logits.register_hook(lambda gradient: gradient * (logits.detach().abs() < 0.5))
+
+
+def prehook_of_their_node(logits: Tensor) -> None:
+    assert logits.grad_fn is not None
+    logits.grad_fn.register_prehook(lambda gradients: (gradients[0] * (logits.detach().abs() < 0.5),))
+
+
+def hook_of_their_node(logits: Tensor) -> None:
+    assert logits.grad_fn is not None
+    logits.grad_fn.register_hook(lambda inputs, _: (inputs[0] * (logits.detach().abs() < 0.5), *inputs[1:]))
+
+
+def multi_grad_hook(logits: Tensor) -> None:
+    keep = logits.detach().clone()
+
+    def check(_: Any) -> None:
+        torch.testing.assert_close(logits.detach(), keep, rtol=0, atol=0)
+
+    torch.autograd.graph.register_multi_grad_hook([logits], check)
+
+
+HOOKS = [hook_on_the_logits, prehook_of_their_node, hook_of_their_node, multi_grad_hook, Tensor.retain_grad]
+
+
+@pytest.mark.parametrize("when", ["before the loss", "after the loss"])
+@pytest.mark.parametrize("of", ["logits", "what they are a view of"])
+@pytest.mark.parametrize("add_hook", HOOKS, ids=lambda hook: hook.__name__)
+@each_loss
+def test_hooks_that_read_the_logits_find_them(
+    loss_of: Callable[..., Tensor], add_hook: Callable[[Tensor], Any], of: str, when: str
+) -> None:
+    gradients = []
+    for inplace_gradient in (False, True):
+        torch.manual_seed(0)
+        leaf, base = make_logits()
+        logits = base.view(11, 6) if of == "what they are a view of" else base
+        hooked = base if of == "what they are a view of" else logits
+        before = logits.detach().clone()
+        if when == "before the loss":
+            add_hook(hooked)
+        loss = loss_of(logits, inplace_gradient=inplace_gradient)
+        if when == "after the loss":
+            add_hook(hooked)
+        loss.backward()
+        torch.testing.assert_close(logits.detach(), before, rtol=0, atol=0)
+        gradients.append((leaf.grad, base.grad if base.retains_grad else None))
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@each_loss
+def test_hooks_that_were_removed_are_no_obstacle(loss_of: Callable[..., Tensor]) -> None:
+    _, logits = make_logits()
+    logits.register_hook(lambda gradient: None).remove()
+    assert logits.grad_fn is not None
+    logits.grad_fn.register_prehook(lambda gradients: None).remove()
+    (gradient,) = torch.autograd.grad(loss_of(logits, inplace_gradient=True), logits)
+    assert gradient.data_ptr() == logits.data_ptr()

@@ -14,8 +14,7 @@ from losses import LOSSES, sample
 from torch._subclasses import FakeTensorMode
 
 import fused_losses
-from fused_losses import _cuda, _ops
-from fused_losses.autograd import eager
+from fused_losses import _cuda, _ops, routing
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,14 +71,14 @@ def test_operators_trace_on_a_device_that_is_not_there(loss):
 
 
 def test_without_the_library_tensors_of_a_gpu_are_left_to_torch(monkeypatch):
-    class OnGPU:  # has_kernel asks for nothing else before it decides
-        is_cpu, is_cuda = False, True
+    class OnGPU:  # the routing asks for nothing else before it decides
+        is_cpu, is_cuda, layout, is_nested = False, True, torch.strided, False
 
-    monkeypatch.setattr(eager, "_PLAIN_TYPES", frozenset({OnGPU}))
-    monkeypatch.setattr(eager, "_HAS_CUDA", False)
-    assert not eager._is_served(OnGPU())
-    monkeypatch.setattr(eager, "_HAS_CUDA", True)
-    assert eager._is_served(OnGPU())
+    monkeypatch.setattr(routing, "_PLAIN_TYPES", frozenset({OnGPU}))
+    monkeypatch.setattr(routing, "_HAS_CUDA", False)
+    assert not routing._is_served(OnGPU())
+    monkeypatch.setattr(routing, "_HAS_CUDA", True)
+    assert routing._is_served(OnGPU())
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a CUDA build")

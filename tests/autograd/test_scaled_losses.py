@@ -1,0 +1,140 @@
+"""A loss that is scaled before its backward: what earlier steps asked for decides the way, never the bits."""
+
+import pytest
+import torch
+from losses import BINARY_CROSS_ENTROPY_WITH_LOGITS, CROSS_ENTROPY, FLOAT_DTYPES, LOSSES, sample
+from torch.profiler import ProfilerActivity, profile
+
+from fused_losses.autograd import scale_history
+from fused_losses.autograd.scale_history import Expectation
+
+# Long rows, rows in batches, few classes, a strided class axis; all large enough to be remembered.
+SHAPES = [(5, 30_000), (90, 1000), (8000, 10), (2, 21, 64, 30)]
+
+HISTORIES = {
+    "nothing before": [],
+    "1 before": [1.0, 1.0],
+    "the same before": [0.37, 0.37, 0.37],
+    "another before": [3.0, 3.0, 3.0],
+    "another each time": [2.0, 5.0, 7.0, 11.0],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_history():
+    scale_history._expectations.clear()
+
+
+def scaled_gradient(loss, input, target, scale, **options):
+    leaf = input.detach().requires_grad_()
+    (loss.ours(leaf, target, **options) * scale).backward()
+    return leaf.grad
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_the_bits_do_not_depend_on_the_steps_before(loss, reduction, shape, dtype):
+    input, target = sample(loss, shape, dtype)
+    gradients = {}
+    for name, scales in HISTORIES.items():
+        scale_history._expectations.clear()
+        for scale in scales:
+            scaled_gradient(loss, input, target, scale, reduction=reduction)
+        gradients[name] = scaled_gradient(loss, input, target, 0.37, reduction=reduction)
+    scaled_gradient(loss, input, target, 1.0, reduction=reduction)
+    leaf = input.detach().requires_grad_()
+    loss.ours(leaf, target, reduction=reduction).mul(0.37).backward(retain_graph=True)
+    gradients["a kept graph"] = leaf.grad
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, gradients["nothing before"]), name
+    if reduction == "sum":
+        leaf = input.detach().requires_grad_()
+        losses = loss.ours(leaf, target, reduction="none")
+        losses.backward(torch.tensor(0.37, dtype=losses.dtype).expand_as(losses))
+        assert torch.equal(leaf.grad, gradients["nothing before"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, BINARY_CROSS_ENTROPY_WITH_LOGITS], ids=repr)
+def test_the_gradient_of_a_constant_scale_is_computed_once(loss, dtype):
+    """In the forward of every step but the first, and the backward hands it out."""
+    input, target = sample(loss, (90, 1000), dtype)
+
+    def operators_of_a_step():
+        with profile(activities=[ProfilerActivity.CPU]) as record:
+            scaled_gradient(loss, input, target, 1 / 3)
+        return [event.name for event in record.events() if event.name.startswith("fused_losses::")]
+
+    operators_of_a_step()
+    for _ in range(3):
+        assert operators_of_a_step() == [f"fused_losses::{loss.name}_with_gradient"]
+
+
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, BINARY_CROSS_ENTROPY_WITH_LOGITS], ids=repr)
+def test_the_gradient_of_a_changing_scale_is_computed_once(loss):
+    """In the backward of every step but the first two."""
+    input, target = sample(loss, (90, 1000))
+
+    def operators_of_a_step(scale):
+        with profile(activities=[ProfilerActivity.CPU]) as record:
+            scaled_gradient(loss, input, target, scale)
+        return {event.name for event in record.events() if event.name.startswith("fused_losses::")}
+
+    for scale in (1 / 3, 1 / 4):
+        operators_of_a_step(scale)
+    for scale in (1 / 5, 1 / 6, 1 / 7):
+        operators = operators_of_a_step(scale)
+        assert f"fused_losses::{loss.name}_with_gradient" not in operators
+        assert f"fused_losses::{loss.name}_backward" in operators
+
+
+@pytest.mark.parametrize("scale", [0.0, float("inf"), float("nan"), -1.0])
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_special_scales(loss, scale):
+    """They are not expected a second time, and give what they give in a small call, which expects nothing."""
+    input, target = sample(loss, (90, 1000))
+    parts = zip(input.split(9), target.split(9), strict=True)
+    small = [scaled_gradient(loss, x, t, scale, reduction="sum") for x, t in parts]
+    for _ in range(2):
+        gradient = scaled_gradient(loss, input, target, scale, reduction="sum")
+        torch.testing.assert_close(gradient, torch.cat(small), rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_is_expected():
+    expectation = Expectation()
+    assert expectation.grad_output == 1
+    expectation.observe(3.0)
+    assert expectation.grad_output == 3  # it changed once: as a new scale that stays
+    expectation.observe(3.0)
+    expectation.observe(6.0)
+    assert expectation.grad_output == 6
+    expectation.observe(5.0)
+    assert expectation.grad_output is None  # twice in a row: as one that changes always
+    expectation.observe(4.0)
+    assert expectation.grad_output is None
+    expectation.observe(4.0)
+    assert expectation.grad_output == 4
+    expectation.observe_other_use()
+    assert expectation.grad_output is None
+
+
+def test_the_memory_of_losses_is_bounded():
+    for classes in range(2, 400):
+        scale_history.expectation_of(torch.empty(1 << 16, 1).expand(-1, classes), 1, "cross_entropy")
+    assert len(scale_history._expectations) <= 256
+
+
+def test_logits_overwritten_before_the_backward_of_a_large_loss():
+    """The prepared gradient is multiplied where it can no longer be computed, as torch allows."""
+    logits, target = sample(CROSS_ENTROPY, (90, 1000))
+    expected = scaled_gradient(CROSS_ENTROPY, logits, target, 0.37)
+    for scale in (1.0, 0.37, 5.0):
+        leaf = logits.clone().requires_grad_()
+        value = CROSS_ENTROPY.ours(leaf, target) * scale
+        with torch.no_grad():
+            leaf.fill_(3)
+        value.backward()
+        few_roundings = 4 * torch.finfo(torch.float32).eps
+        torch.testing.assert_close(leaf.grad, expected * (scale / 0.37), rtol=few_roundings, atol=1e-12)
