@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..operators.registration import MEAN, SUM
 from ..routing import is_watched
 from .scale_history import FOR_ONE
 
@@ -47,11 +48,30 @@ def is_plain(ctx: Any, grad_output: Tensor) -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether ``is_grads_batched=True`` made the tensor: a transform of the old kind, which knows no operator of ours.
-
-    Gradients are linear in ``grad_output``: there it multiplies the gradient for 1.
-    """
+    """Whether ``is_grads_batched=True`` made it: a transform of the old kind, which knows no operator of ours."""
     return bool(_is_legacy_batched(tensor))
+
+
+def reduction_for_one(reduction: int) -> int:
+    """The reduction of which :func:`times_batch` takes the gradient: of a mean in 16 bits nothing might be left."""
+    return SUM if reduction == MEAN else reduction
+
+
+def times_batch(
+    gradient_for_one: Tensor, grad_output: Tensor, denominator: Tensor | float | None, class_dim: int | None
+) -> Tensor:
+    """The gradients for a batch of ``grad_output``: linear in it, they are the gradient for 1, multiplied.
+
+    Args:
+        gradient_for_one: of :func:`reduction_for_one`.
+        grad_output: what ``is_grads_batched=True`` made of the batch.
+        denominator: of a mean.
+        class_dim: the axis that unreduced losses lack.
+    """
+    factor = grad_output if denominator is None else grad_output / denominator
+    if class_dim is not None:
+        factor = factor.unsqueeze(class_dim)
+    return gradient_for_one * factor.to(gradient_for_one.dtype)
 
 
 def dense(grad_output: Tensor) -> Tensor:

@@ -9,12 +9,20 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..operators.class_axis import class_dim
+from ..operators.class_axis import class_dim, mean_denominator
 from ..operators.composite import other_gradients
 from ..operators.cross_entropy import composite
-from ..operators.registration import NONE, call
+from ..operators.registration import MEAN, NONE, call
 from ..routing import is_watched, may_be_differentiated
-from .backward import below_autograd, dense, is_batched, is_plain, take_gradient
+from .backward import (
+    below_autograd,
+    dense,
+    is_batched,
+    is_plain,
+    reduction_for_one,
+    take_gradient,
+    times_batch,
+)
 from .eager import eager_apply, prepared_grad_output
 from .inplace import may_overwrite, overwrite
 from .scale_history import expectation_of
@@ -112,17 +120,12 @@ def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
 def _batched_gradient(
     grad_output: Tensor, arguments: list[Any], statistics: Tensor, options: tuple[int, int, float, bool]
 ) -> Tensor:
-    """The gradient for 1, in the type that it is computed in, times the batch."""
     logits, target, class_weight = arguments
-    reduction, ignore_index, label_smoothing, _ = options
-    dtype = statistics.dtype
-    ones = torch.ones(grad_output.shape, dtype=dtype, device=logits.device)
-    exact_target = target.to(dtype) if target.is_floating_point() else target
-    exact_weight = None if class_weight is None else class_weight.to(dtype)
-    exact = (ones, logits.to(dtype), exact_target, exact_weight, statistics)
-    gradient: Tensor = call("cross_entropy_backward", *exact, reduction, ignore_index, label_smoothing, False)
-    factor = grad_output.unsqueeze(class_dim(logits.shape)) if reduction == NONE else grad_output
-    return (gradient * factor).to(logits.dtype)
+    reduction, ignore_index, _, _ = options
+    ones = torch.ones(grad_output.shape, dtype=statistics.dtype, device=logits.device)
+    of_one = call("cross_entropy_backward", ones, *arguments, statistics, reduction_for_one(reduction), *options[1:])
+    denominator = mean_denominator(target, class_weight, ignore_index, logits) if reduction == MEAN else None
+    return times_batch(of_one, grad_output, denominator, class_dim(logits.shape) if reduction == NONE else None)
 
 
 def _rescale(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
 from ..operators.composite import other_gradients
-from ..operators.registration import call
-from .backward import is_batched
+from ..operators.registration import MEAN, call
+from .backward import is_batched, reduction_for_one, times_batch
 
 
 def watched_gradients(
@@ -29,11 +29,8 @@ def watched_gradients(
 
 
 def _batched_gradient(name: str, grad_output: Tensor, tensors: tuple[Tensor | None, ...], reduction: int) -> Tensor:
-    """The gradient for 1, in the type that it is computed in, times the batch."""
     input = tensors[0]
     assert input is not None
-    dtype = accumulation_dtype(input.dtype)
-    ones = torch.ones(grad_output.shape, dtype=dtype, device=input.device)
-    exact = (None if tensor is None else tensor.to(dtype) for tensor in tensors)
-    gradient: Tensor = call(f"{name}_backward", ones, *exact, reduction)
-    return (gradient * grad_output).to(input.dtype)
+    ones = torch.ones(grad_output.shape, dtype=accumulation_dtype(input.dtype), device=input.device)
+    of_one = call(f"{name}_backward", ones, *tensors, reduction_for_one(reduction))
+    return times_batch(of_one, grad_output, input.numel() if reduction == MEAN else None, None)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..operators.class_axis import accumulation_dtype, class_dim
+from ..operators.class_axis import accumulation_dtype, class_dim, mean_denominator
 from ..operators.composite import other_gradients
 from ..operators.nll_loss import composite
-from ..operators.registration import NONE, call
+from ..operators.registration import MEAN, NONE, call
 from ..routing import is_watched, may_be_differentiated
-from .backward import below_autograd, dense, is_batched, is_plain
+from .backward import below_autograd, dense, is_batched, is_plain, reduction_for_one, times_batch
 from .eager import eager_apply
 
 
@@ -69,7 +69,7 @@ def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     """See Note [Watched backwards]."""
     input, target, weight = ctx.saved_tensors
     if is_batched(grad_output):
-        gradient = _batched_gradient(grad_output, input, target, weight, *ctx.options)
+        gradient = _batched_gradient(grad_output, input, target, weight, ctx.options)
     else:
         gradient = call("nll_loss_backward", grad_output, target, weight, input.shape, input.dtype, *ctx.options)
     if torch.is_grad_enabled():
@@ -94,22 +94,15 @@ _constant_of = eager_apply(_ConstantOf)
 
 
 def _batched_gradient(
-    grad_output: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: int,
-    ignore_index: int,
-    promote: bool,
+    grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, options: tuple[int, int, bool]
 ) -> Tensor:
-    """The gradient for 1, in the type that it is computed in, times the batch."""
+    reduction, ignore_index, promote = options
     dtype = accumulation_dtype(input.dtype)
     ones = torch.ones(grad_output.shape, dtype=dtype, device=input.device)
-    exact_weight = None if weight is None else weight.to(dtype)
-    options = (reduction, ignore_index, False)
-    gradient: Tensor = call("nll_loss_backward", ones, target, exact_weight, input.shape, dtype, *options)
-    factor = grad_output.unsqueeze(class_dim(input.shape)) if reduction == NONE else grad_output
-    return (gradient * factor).to(input.dtype)
+    options_for_one = (reduction_for_one(reduction), ignore_index, promote)
+    of_one = call("nll_loss_backward", ones, target, weight, input.shape, input.dtype, *options_for_one)
+    denominator = mean_denominator(target, weight, ignore_index, input) if reduction == MEAN else None
+    return times_batch(of_one, grad_output, denominator, class_dim(input.shape) if reduction == NONE else None)
 
 
 _apply = eager_apply(NLLLossFunction)

@@ -37,10 +37,10 @@ def composite(reduction: int, input: Tensor, target: Tensor, weight: Tensor | No
     return torch_function("binary_cross_entropy")(input, target, weight, reduction=("none", "mean", "sum")[reduction])
 
 
-def _second_derivative(input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+def _second_derivative(factor: Tensor, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """``w (x^2 - 2 x y + y) / (x (1 - x))^2``, with 1e-12 added to both factors, as torch has it."""
     numerator = input * input - 2 * input * target + target
-    second = numerator / ((input + 1e-12).square() * (1 - input + 1e-12).square())
+    second = factor * numerator / ((input + 1e-12).square() * (1 - input + 1e-12).square())
     return second if weight is None else second * weight
 
 

@@ -29,10 +29,13 @@ def composite(
     )
 
 
-def _second_derivative(logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> Tensor:
-    r"""``w (1 - y + p y) \sigma(x) \sigma(-x)``."""
-    slope = 1 - target + (target if pos_weight is None else pos_weight * target)
-    second = slope * torch.sigmoid(logits) * torch.sigmoid(-logits)
+def _second_derivative(
+    factor: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None
+) -> Tensor:
+    r"""``w (1 - y + p y) \sigma(x) \sigma(-x)``; the sigmoid is taken on the side where its complement is exact."""
+    second: Tensor = torch.ops.aten.sigmoid_backward(factor, torch.sigmoid(-logits.abs()))
+    if pos_weight is not None:
+        second = second * (1 - target + pos_weight * target)
     return second if weight is None else second * weight
 
 

@@ -61,6 +61,13 @@ def target_weights(target: Tensor, weight: Tensor | None, ignore_index: int, dty
     return torch.where(used, weight.to(dtype)[torch.where(used, target, 0).long()], 0)
 
 
+def mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, input: Tensor) -> Tensor | float:
+    """What the mean of the losses divides by: the weights of class indices, or the number of positions."""
+    if target.is_floating_point():
+        return input.numel() / input.shape[class_dim(input.shape)]
+    return target_weights(target, weight, ignore_index, torch.float64).sum().to(accumulation_dtype(input.dtype))
+
+
 def fold(stack: Tensor, sample_dims: int) -> Tensor:
     """A stack, the batch axis first, as one sample: the batch joins the first axis of positions, or is it."""
     return stack if sample_dims <= 1 else stack.flatten(0, 1)

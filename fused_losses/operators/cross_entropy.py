@@ -24,6 +24,7 @@ from .class_axis import (
     fold,
     fold_positions,
     fold_target,
+    mean_denominator,
     position_sizes,
     refusal_of_class_indices,
     refusal_of_class_weight,
@@ -180,10 +181,10 @@ def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None,
         for_scale = products.sum(dim, dtype=dtype) if reduction == NONE else products.sum(dtype=dtype)
         for_scale = for_scale.to(grad_output.dtype)
     if wants_logits:
-        mass = _row_scale(grad_output, logits, target, class_weight, ctx.options, dtype).unsqueeze(dim)
+        scale = _row_scale(grad_output, logits, target, class_weight, ctx.options, dtype).unsqueeze(dim)
         softmax = torch.softmax(logits, dim, dtype=dtype)
-        weighted = softmax * direction
-        for_logits = mass * torch.addcmul(weighted, softmax, weighted.sum(dim, keepdim=True), value=-1)
+        for_logits = torch._softmax_backward_data(direction.to(dtype), softmax, dim, dtype)  # p (v - <p, v>)
+        for_logits = for_logits * scale if torch.is_grad_enabled() else for_logits.mul_(scale)
         for_logits = for_logits.to(logits.dtype)
     return (for_scale, for_logits, None, None, None, None, None, None, None)
 
@@ -211,7 +212,7 @@ def _row_scale(
     mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
     mass = torch.where(target != ignore_index, weights * (1 - label_smoothing) + label_smoothing * mean_weight, 0)
     if reduction == MEAN:
-        grad_output = grad_output / weights.sum(dtype=torch.float64).to(dtype)
+        grad_output = grad_output / mean_denominator(target, class_weight, ignore_index, logits)
     return torch.where(mass != 0, mass * grad_output, 0)
 
 

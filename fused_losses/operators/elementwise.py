@@ -73,7 +73,7 @@ def differentiate_backward(
     ctx: Any,
     direction: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """``second_derivative(*tensors)`` is the loss's for its input, in the type that it is computed in."""
+    """``second_derivative(factor, *tensors)`` is the loss's for its input, multiplied, in the type of computation."""
     (reduction,) = ctx.options
     grad_output, *tensors = ctx.saved_tensors
     input = tensors[0]
@@ -88,8 +88,8 @@ def differentiate_backward(
         for_grad_output = for_grad_output.to(grad_output.dtype)
     if ctx.needs_input_grad[1]:
         scale = grad_output.to(dtype) / (input.numel() if reduction == MEAN else 1)
-        second = second_derivative(*(None if tensor is None else tensor.to(dtype) for tensor in tensors))
-        for_input = (second * (direction * scale)).to(input.dtype)
+        exact = (None if tensor is None else tensor.to(dtype) for tensor in tensors)
+        for_input = second_derivative(direction * scale, *exact).to(input.dtype)
     return (for_grad_output, for_input, *[None] * len(tensors))
 
 

@@ -66,6 +66,41 @@ def test_float_target_of_another_dtype(loss, dtype, target_dtype, device):
     check_autocast(loss, sample_input(loss, (6, 5), dtype, device), target, torch.bfloat16, device)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("autocast_dtype", AUTOCAST_DTYPES, ids=str)
+@pytest.mark.parametrize("target_dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("loss", BINARY_LOSSES, ids=repr)
+def test_16_bit_target(loss, dtype, target_dtype, autocast_dtype, reduction, device):
+    """As timm's BinaryCrossEntropy builds one."""
+    input, target = sample_input(loss, (6, 5), dtype, device), torch.rand(6, 5, device=device).to(target_dtype)
+    check_autocast(loss, input, target, autocast_dtype, device, reduction=reduction)
+
+
+@pytest.mark.parametrize("by_probability", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, NLL_LOSS], ids=repr)
+def test_float64_class_weight(loss, dtype, by_probability, device):
+    """Torch raises for indices, and returns float64 for probabilities."""
+    input, target = sample(loss, (6, 5), dtype, device)
+    if by_probability:
+        target = sample_class_probabilities((6, 5), dtype, device)
+    weight = torch.linspace(0.25, 2, 5, device=device, dtype=torch.float64)
+    with torch.autocast(device, torch.bfloat16):
+        outcomes = []
+        for function in (loss.ours, loss.torchs):
+            try:
+                value = function(input, target, weight=weight)
+                outcomes.append((value.dtype, value.item()))
+            except RuntimeError as error:
+                outcomes.append((type(error), str(error)))
+    if isinstance(outcomes[1][1], str):
+        assert outcomes[0] == outcomes[1]
+    else:
+        assert outcomes[0][0] == outcomes[1][0]
+        assert outcomes[0][1] == pytest.approx(outcomes[1][1], rel=1e-6)
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_smoothing_and_ignored_rows(label_smoothing, device):
     logits, target = sample(CROSS_ENTROPY, (6, 5), torch.bfloat16, device)
