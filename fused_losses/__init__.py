@@ -7,9 +7,11 @@ The modules and functions have the names, arguments, defaults, numbers and error
 from . import autograd, functional
 from ._cuda import is_cuda_available
 from ._version import __version__
+from .explaining import explain
 from .gradient_pool import gradient_pool_limit, limited_gradient_pool, set_gradient_pool_limit
 from .modules import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, NLLLoss
 from .patching import convert, is_patched, patch, patched, revert, unpatch
+from .route_log import routes
 
 __all__ = [
     "BCELoss",
@@ -19,6 +21,7 @@ __all__ = [
     "__version__",
     "autograd",
     "convert",
+    "explain",
     "functional",
     "gradient_pool_limit",
     "is_cuda_available",
@@ -27,6 +30,7 @@ __all__ = [
     "patch",
     "patched",
     "revert",
+    "routes",
     "set_gradient_pool_limit",
     "unpatch",
 ]

@@ -6,6 +6,9 @@ says what is wrong with a call: ``docs/routing.md`` lists which calls go where.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
@@ -16,10 +19,19 @@ from .autograd.binary_cross_entropy_with_logits import fused_binary_cross_entrop
 from .autograd.cross_entropy import fused_cross_entropy
 from .autograd.nll_loss import fused_nll_loss
 from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_entropy
+from .operators.class_axis import HALF_DTYPES
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.elementwise import refusal as refusal_of_elementwise
 from .operators.nll_loss import refusal as refusal_of_nll_loss
-from .routing import has_overrides, is_autocast, promotes, reason_for_torch, without_waiting_wrapper
+from .route_log import note
+from .routing import (
+    has_overrides,
+    is_autocast,
+    kernel_route,
+    promotes,
+    reason_for_torch,
+    without_waiting_wrapper,
+)
 from .torch_losses import mark_as_replacement, torch_function
 
 __all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss"]
@@ -30,11 +42,6 @@ _torch_binary_cross_entropy = torch_function("binary_cross_entropy")
 _torch_binary_cross_entropy_with_logits = torch_function("binary_cross_entropy_with_logits")
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-
-
-def _reduction_code(reduction: str) -> int | None:
-    """The operators' number of a reduction; nothing for a name that torch will refuse."""
-    return _REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
 
 
 def _current_reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
@@ -49,11 +56,88 @@ def _torch_target(target: Tensor) -> Tensor:
     return target.long() if isinstance(target, Tensor) and target.dtype == torch.int32 else target
 
 
+def _autocast_dtype(target: Tensor) -> torch.dtype:
+    """The type that autocast gives the target of an elementwise loss, and so the loss."""
+    return torch.float32 if target.dtype in HALF_DTYPES and is_autocast(target) else target.dtype
+
+
 def _autocast_target(target: Tensor) -> Tensor:
-    """Autocast computes elementwise losses in float32, and the loss has its target's type."""
-    if type(target) is Tensor and target.dtype.itemsize == 2 and target.is_floating_point() and is_autocast(target):
-        return target.float()
-    return target
+    return target.to(_autocast_dtype(target))
+
+
+# Why torch's own function takes a call, or None. Everything is asked before anything is computed.
+
+
+def _against_reduction(reduction: str) -> str | None:
+    known = isinstance(reduction, str) and reduction in _REDUCTIONS
+    return None if known else "the reduction is none of 'none', 'mean' and 'sum'"
+
+
+def _against_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> str | None:
+    return (
+        reason_for_torch(input, target, weight)
+        or _against_reduction(reduction)
+        or refusal_of_cross_entropy(input, target, weight, ignore_index, label_smoothing, promotes(input))
+    )
+
+
+def _against_nll_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int
+) -> str | None:
+    return (
+        reason_for_torch(input, target, weight)
+        or _against_reduction(reduction)
+        or refusal_of_nll_loss(input, target, weight, ignore_index, promotes(input))
+    )
+
+
+def _against_binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> str | None:
+    return (
+        reason_for_torch(input, target, weight)
+        or _against_reduction(reduction)
+        or refusal_of_binary_cross_entropy(input, _autocast_dtype(target), target, weight)
+    )
+
+
+def _against_binary_cross_entropy_with_logits(
+    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, pos_weight: Tensor | None
+) -> str | None:
+    return (
+        reason_for_torch(input, target, weight, pos_weight)
+        or _against_reduction(reduction)
+        or refusal_of_elementwise(input, _autocast_dtype(target), target, weight, pos_weight)
+    )
+
+
+def reason_against_kernel(name: str, **arguments: Any) -> str | None:
+    """Why torch's own function takes this call of the loss, all of whose arguments are given, or ``None``."""
+    arguments.pop("inplace_gradient", None)
+    size_average, reduce = arguments.pop("size_average"), arguments.pop("reduce")
+    tensors = [arguments[key] for key in ("input", "target", "weight", "pos_weight") if key in arguments]
+    if has_overrides(*tensors):
+        return "a subclass or a mode overrides torch's functions"
+    if size_average is not None or reduce is not None:
+        arguments["reduction"] = _Reduction.legacy_get_string(size_average, reduce, emit_warning=False)
+    against: dict[str, Callable[..., str | None]] = {
+        "cross_entropy": _against_cross_entropy,
+        "nll_loss": _against_nll_loss,
+        "binary_cross_entropy": _against_binary_cross_entropy,
+        "binary_cross_entropy_with_logits": _against_binary_cross_entropy_with_logits,
+    }
+    return against[name](**arguments)
+
+
+def _kernel_route(loss: str) -> str:
+    route = kernel_route()
+    note(loss, route)
+    return route
 
 
 def cross_entropy(
@@ -123,14 +207,11 @@ def cross_entropy(
         )
     input = without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
-    if reason_for_torch(input, target, weight) is None:
-        code = _reduction_code(reduction)
-        promote = promotes(input)
-        reason = refusal_of_cross_entropy(input, target, weight, ignore_index, label_smoothing, promote)
-        if code is not None and reason is None:
-            return fused_cross_entropy(
-                input, target, weight, code, ignore_index, label_smoothing, promote, inplace_gradient
-            )
+    reason = _against_cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing)
+    if reason is None:
+        options = (_REDUCTIONS[reduction], ignore_index, label_smoothing, promotes(input))
+        return fused_cross_entropy(_kernel_route("cross_entropy"), input, target, weight, *options, inplace_gradient)
+    note("cross_entropy", f"torch: {reason}")
     target = _torch_target(target)
     return _torch_cross_entropy(
         input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
@@ -193,11 +274,11 @@ def nll_loss(
         )
     input = without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
-    if reason_for_torch(input, target, weight) is None:
-        code = _reduction_code(reduction)
-        promote = promotes(input)
-        if code is not None and refusal_of_nll_loss(input, target, weight, ignore_index, promote) is None:
-            return fused_nll_loss(input, target, weight, code, ignore_index, promote)
+    reason = _against_nll_loss(input, target, weight, reduction, ignore_index)
+    if reason is None:
+        options = (_REDUCTIONS[reduction], ignore_index, promotes(input))
+        return fused_nll_loss(_kernel_route("nll_loss"), input, target, weight, *options)
+    note("nll_loss", f"torch: {reason}")
     target = _torch_target(target)
     return _torch_nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
 
@@ -253,12 +334,11 @@ def binary_cross_entropy(
         )
     input = without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
-    if reason_for_torch(input, target, weight) is None:
-        code = _reduction_code(reduction)
-        fused_target = _autocast_target(target)
-        reason = refusal_of_binary_cross_entropy(input, fused_target, weight)
-        if code is not None and reason is None:
-            return fused_binary_cross_entropy(input, fused_target, weight, code)
+    reason = _against_binary_cross_entropy(input, target, weight, reduction)
+    if reason is None:
+        route = _kernel_route("binary_cross_entropy")
+        return fused_binary_cross_entropy(route, input, _autocast_target(target), weight, _REDUCTIONS[reduction])
+    note("binary_cross_entropy", f"torch: {reason}")
     return _torch_binary_cross_entropy(input, target, weight, reduction=reduction)
 
 
@@ -322,13 +402,14 @@ def binary_cross_entropy_with_logits(
         )
     input = without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
-    if reason_for_torch(input, target, weight, pos_weight) is None:
-        code = _reduction_code(reduction)
-        fused_target = _autocast_target(target)
-        if code is not None and refusal_of_elementwise(input, fused_target, weight, pos_weight) is None:
-            return fused_binary_cross_entropy_with_logits(
-                input, fused_target, weight, pos_weight, code, inplace_gradient
-            )
+    reason = _against_binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
+    if reason is None:
+        route = _kernel_route("binary_cross_entropy_with_logits")
+        weights = (weight, pos_weight)
+        return fused_binary_cross_entropy_with_logits(
+            route, input, _autocast_target(target), *weights, _REDUCTIONS[reduction], inplace_gradient
+        )
+    note("binary_cross_entropy_with_logits", f"torch: {reason}")
     return _torch_binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)
 
 

@@ -21,11 +21,13 @@ from torch.nn import Parameter
 from torch.overrides import has_torch_function_variadic
 
 from ._cuda import is_cuda_available
+from .route_log import COMPILED, EAGER, WATCHED
 
 __all__ = [
     "has_overrides",
     "is_autocast",
     "is_watched",
+    "kernel_route",
     "may_be_differentiated",
     "promotes",
     "reason_for_torch",
@@ -124,6 +126,13 @@ def _what_is_not_served(tensor: Tensor) -> str:
     if not (tensor.is_cpu or tensor.is_cuda) or (tensor.is_cuda and not _HAS_CUDA):
         return f"there are no kernels for {tensor.device.type} tensors"
     return "a tensor is not strided"
+
+
+def kernel_route() -> str:
+    """Which way a call goes that a kernel takes."""
+    if torch.compiler.is_compiling():
+        return COMPILED
+    return WATCHED if is_watched() else EAGER
 
 
 def is_watched() -> bool:

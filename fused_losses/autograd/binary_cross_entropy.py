@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import _ops
 from ..operators.binary_cross_entropy import composite
 from ..operators.registration import call
-from ..routing import is_watched, may_be_differentiated
+from ..route_log import EAGER
+from ..routing import may_be_differentiated
 from .backward import below_autograd, dense, is_plain, take_gradient
 from .eager import eager_apply, prepared_grad_output
 from .elementwise import watched_gradients
@@ -75,12 +76,14 @@ def _rescale(reduction: int, grad_output: Tensor, gradient: Tensor, *saved: Tens
 _apply = eager_apply(BinaryCrossEntropyFunction)
 
 
-def fused_binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> Tensor:
+def fused_binary_cross_entropy(
+    route: str, input: Tensor, target: Tensor, weight: Tensor | None, reduction: int
+) -> Tensor:
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     arguments = (input, target, weight, reduction)
     if not may_be_differentiated(input):
         return _ops.binary_cross_entropy_forward(*arguments)
-    if is_watched():
+    if route != EAGER:
         loss: Tensor = call("binary_cross_entropy", *arguments)
         return loss
     return _apply(*arguments)

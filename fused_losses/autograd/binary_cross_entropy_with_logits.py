@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import _ops
 from ..operators.binary_cross_entropy_with_logits import composite
 from ..operators.registration import call
-from ..routing import is_watched, may_be_differentiated
+from ..route_log import EAGER
+from ..routing import may_be_differentiated
 from .backward import below_autograd, dense, is_plain, take_gradient
 from .eager import eager_apply, prepared_grad_output
 from .elementwise import watched_gradients
@@ -92,6 +93,7 @@ _apply = eager_apply(BinaryCrossEntropyWithLogitsFunction)
 
 
 def fused_binary_cross_entropy_with_logits(
+    route: str,
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -103,7 +105,7 @@ def fused_binary_cross_entropy_with_logits(
     arguments = (logits, target, weight, pos_weight, reduction)
     if not may_be_differentiated(logits):
         loss = _ops.binary_cross_entropy_with_logits_forward(*arguments)
-    elif is_watched():
+    elif route != EAGER:
         watched: Tensor = call("binary_cross_entropy_with_logits", *arguments)
         return watched
     else:

@@ -13,7 +13,8 @@ from ..operators.class_axis import class_dim, mean_denominator
 from ..operators.composite import other_gradients
 from ..operators.cross_entropy import composite
 from ..operators.registration import MEAN, NONE, call
-from ..routing import is_watched, may_be_differentiated
+from ..route_log import EAGER
+from ..routing import may_be_differentiated
 from .backward import (
     below_autograd,
     dense,
@@ -144,6 +145,7 @@ _apply = eager_apply(CrossEntropyFunction)
 
 
 def fused_cross_entropy(
+    route: str,
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
@@ -157,7 +159,7 @@ def fused_cross_entropy(
     options = (reduction, ignore_index, label_smoothing, promote)
     if not may_be_differentiated(logits):
         return _ops.cross_entropy_forward(logits, target, class_weight, *options)
-    if is_watched():
+    if route != EAGER:
         loss: Tensor = call("cross_entropy_with_statistics", logits, target, class_weight, *options)[0]
         return loss
     return _apply(logits, target, class_weight, *options, inplace_gradient)

@@ -13,7 +13,8 @@ from ..operators.class_axis import accumulation_dtype, class_dim, mean_denominat
 from ..operators.composite import other_gradients
 from ..operators.nll_loss import composite
 from ..operators.registration import MEAN, NONE, call
-from ..routing import is_watched, may_be_differentiated
+from ..route_log import EAGER
+from ..routing import may_be_differentiated
 from .backward import below_autograd, dense, is_batched, is_plain, reduction_for_one, times_batch
 from .eager import eager_apply
 
@@ -109,13 +110,13 @@ _apply = eager_apply(NLLLossFunction)
 
 
 def fused_nll_loss(
-    input: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int, promote: bool
+    route: str, input: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int, promote: bool
 ) -> Tensor:
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     arguments = (input, target, weight, reduction, ignore_index, promote)
     if not may_be_differentiated(input):
         return _ops.nll_loss_forward(*arguments)
-    if is_watched():
+    if route != EAGER:
         loss: Tensor = call("nll_loss", *arguments)
         return loss
     return _apply(*arguments)

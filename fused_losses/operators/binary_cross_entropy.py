@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..routing import is_autocast, promotes
@@ -21,13 +22,13 @@ from .elementwise import refusal as refusal_of_elementwise
 from .registration import Operator
 
 
-def refusal(input: Tensor, target: Tensor, weight: Tensor | None) -> str | None:
+def refusal(input: Tensor, target_dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> str | None:
     """Why the kernels do not compute this loss, or ``None``."""
     if not input.is_cpu and is_autocast(input):
         return "torch refuses losses of probabilities under autocast on this device"
-    if target.dtype != input.dtype and not promotes(input):
+    if target_dtype != input.dtype and not promotes(input):
         return "without autocast, input and target must have one type"
-    return refusal_of_elementwise(input, target, weight)
+    return refusal_of_elementwise(input, target_dtype, target, weight)
 
 
 def composite(reduction: int, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:

@@ -16,18 +16,18 @@ from .registration import MEAN, NONE, call
 _MOST_BROADCAST_DIMS = 8  # kMaxBroadcastDims in csrc/core
 
 
-def refusal(input: Tensor, target: Tensor, *weights: Tensor | None) -> str | None:
-    """Why the kernels do not compute this loss, or ``None``."""
+def refusal(input: Tensor, target_dtype: torch.dtype, target: Tensor, *weights: Tensor | None) -> str | None:
+    """Why the kernels do not compute this loss, or ``None``. The target is going to have ``target_dtype``."""
     if input.dtype not in FLOAT_DTYPES:
         return "the input is no floating-point tensor"
     if target.shape != input.shape:
         return "the target's shape is not the input's"
-    if target.dtype != input.dtype and not (input.dtype in HALF_DTYPES and target.dtype == torch.float32):
+    if target_dtype != input.dtype and not (input.dtype in HALF_DTYPES and target_dtype == torch.float32):
         return "there is no kernel for these types of input and target"
     for weight in weights:
         if weight is None:
             continue
-        if weight.dtype != input.dtype and weight.dtype != target.dtype:
+        if weight.dtype != input.dtype and weight.dtype != target_dtype:
             return "a weight's type is neither the input's nor the target's"
         if weight.dim() > input.dim() or weight.dim() > _MOST_BROADCAST_DIMS:
             return "a weight has too many axes"

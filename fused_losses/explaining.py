@@ -1,0 +1,78 @@
+"""In words: which way a call would go, and why."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import _C, functional
+from .routing import kernel_route, may_be_differentiated
+from .torch_losses import NAMES, original_of, torch_function
+
+__all__ = ["explain"]
+
+_MODULES: dict[type[nn.Module], str] = {
+    nn.CrossEntropyLoss: "cross_entropy",
+    nn.NLLLoss: "nll_loss",
+    nn.BCELoss: "binary_cross_entropy",
+    nn.BCEWithLogitsLoss: "binary_cross_entropy_with_logits",
+}
+
+
+def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """Which way the call ``function(*args, **kwargs)`` would take here and now, and why. Nothing is computed.
+
+    Args:
+        function: one of the losses: a function of this package or of :mod:`torch.nn.functional`, or a loss module. Of
+            torch's the answer is what happens under :func:`fused_losses.patch`.
+        args: as for the call.
+        kwargs: as for the call.
+
+    Raises:
+        TypeError: ``function`` is no loss that this package has, or does not take these arguments.
+
+    Example::
+
+        >>> import torch, fused_losses
+        >>> logits, target = torch.randn(4, 5), torch.zeros(4, dtype=torch.int64)
+        >>> fused_losses.explain(fused_losses.functional.cross_entropy, logits.int(), target)
+        "torch's own cross_entropy: the logits are no floating-point tensor with a class axis"
+    """
+    name, options = _loss_of(function)
+    signature = inspect.signature(getattr(functional, name))
+    arguments = signature.bind(*args, **{**options, **kwargs})
+    arguments.apply_defaults()
+    reason = functional.reason_against_kernel(name, **arguments.arguments)
+    if reason is not None:
+        return f"torch's own {name}: {reason}"
+    return f"{kernel_route()} of {name}: {_kernel(arguments.arguments)}"
+
+
+def _loss_of(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
+    """The loss's name, and the arguments that a module keeps."""
+    if isinstance(function, nn.Module):
+        for module_type, name in _MODULES.items():
+            if isinstance(function, module_type):
+                kept = ("weight", "pos_weight", "ignore_index", "reduction", "label_smoothing", "inplace_gradient")
+                options = {key: getattr(function, key) for key in kept if hasattr(function, key)}
+                parameters = inspect.signature(getattr(functional, name)).parameters
+                return name, {key: value for key, value in options.items() if key in parameters}
+    for name in NAMES:
+        if original_of(function) is torch_function(name):
+            return name, {}
+    raise TypeError(f"{function!r} is none of {', '.join(NAMES)}, nor a module of one of them")
+
+
+def _kernel(arguments: dict[str, Any]) -> str:
+    input: Tensor = arguments["input"]
+    place = f"CPU, {_C.cpu_capability()}" if input.is_cpu else "CUDA"
+    if not may_be_differentiated(input):
+        return f"{place}, without a gradient"
+    if arguments.get("inplace_gradient"):
+        return f"{place}, the backward writes the gradient over the logits where nothing else needs them"
+    if arguments["reduction"] == "none":
+        return f"{place}, the backward computes the gradient"
+    return f"{place}, with its gradient"
