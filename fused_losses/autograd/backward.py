@@ -38,18 +38,18 @@ _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 def is_plain(ctx: Any, grad_output: Tensor) -> bool:
     """Whether this backward may take shortcuts: nobody differentiates it, and only the first input wants a gradient."""
     return not (
-        torch.is_grad_enabled()
+        is_watched()
+        or torch.is_grad_enabled()
         or any(ctx.needs_input_grad[1:])
         or type(grad_output) is not Tensor
         or grad_output.layout is not torch.strided
         or is_batched(grad_output)
-        or is_watched()
     )
 
 
 def is_batched(tensor: Tensor) -> bool:
     """Whether ``is_grads_batched=True`` made it: a transform of the old kind, which knows no operator of ours."""
-    return bool(_is_legacy_batched(tensor))
+    return not torch.compiler.is_compiling() and bool(_is_legacy_batched(tensor))
 
 
 def reduction_for_one(reduction: int) -> int:
