@@ -118,7 +118,7 @@ def _take_on_device(ctx: Any, gradient: Tensor, grad_output: Tensor, rescale: Ca
         gradient = gradient.clone()
     else:
         ctx.gradient = None
-    saved = _saved_intact(ctx) if gradient.dtype.itemsize == 2 else None
+    saved = _saved_intact(ctx)
     if saved is not None:
         rescale(grad_output, gradient, *saved)
     else:

@@ -75,11 +75,12 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
             return (*gradients, None, None)
         gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx.reduction))
         if gradient is None:
-            arguments = (grad_output, *ctx.saved_tensors, ctx.reduction)
+            saved = ctx.saved_tensors
+            arguments = (grad_output, *saved, ctx.reduction)
             with below_autograd():
                 if ctx.overwrites:
                     write = _ops.binary_cross_entropy_with_logits_backward_over_logits
-                    gradient = overwrite(ctx.saved_tensors[0], write, *arguments)
+                    gradient = overwrite(saved[0], write, *arguments)
                 if gradient is None:
                     gradient = _ops.binary_cross_entropy_with_logits_backward(*arguments)
         return gradient, None, None, None, None, None

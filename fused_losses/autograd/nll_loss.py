@@ -58,9 +58,9 @@ class NLLLossFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, weight = ctx.saved_tensors
         if not is_plain(ctx, grad_output):
             return (*_watched_gradients(ctx, dense(grad_output)), None, None, None)
+        input, target, weight = ctx.saved_tensors
         with below_autograd():
             gradient = _ops.nll_loss_backward(grad_output, target, weight, input.shape, input.dtype, *ctx.options)
         return gradient, None, None, None, None, None
@@ -68,14 +68,14 @@ class NLLLossFunction(torch.autograd.Function):
 
 def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     """See Note [Watched backwards]."""
-    input, target, weight = ctx.saved_tensors
+    input, target, weight = tensors = ctx.saved_tensors
     if is_batched(grad_output):
         gradient = _batched_gradient(grad_output, input, target, weight, ctx.options)
     else:
         gradient = call("nll_loss_backward", grad_output, target, weight, input.shape, input.dtype, *ctx.options)
     if torch.is_grad_enabled():
         gradient = _constant_of(input, gradient)
-    return [gradient, *other_gradients(ctx, partial(composite, ctx.options), ctx.saved_tensors, grad_output)]
+    return [gradient, *other_gradients(ctx, partial(composite, ctx.options), tensors, grad_output)]
 
 
 class _ConstantOf(torch.autograd.Function):

@@ -49,8 +49,10 @@ def second_gradients(
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in arguments]
-        grad_output, *tensors = aliases
-        (gradient,) = torch.autograd.grad(loss_function(*tensors), tensors[:1], grad_output, create_graph=True)  # type: ignore[arg-type]
+        grad_output, input, *others = aliases
+        # A transform of its own, since at this level the input may need no gradient.
+        pull_back = torch.func.vjp(lambda x: loss_function(x, *others), input)[1]
+        (gradient,) = pull_back(grad_output)
         wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if needs]
         seconds = iter(
             torch.autograd.grad(gradient, wanted, direction, create_graph=create_graph, allow_unused=True)  # type: ignore[arg-type]

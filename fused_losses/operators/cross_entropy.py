@@ -130,8 +130,9 @@ def composite(options: _Options, logits: Tensor, target: Tensor, class_weight: T
 
 
 def _differentiate_loss(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    _, statistics = call("cross_entropy_with_statistics", *ctx.saved_tensors, *ctx.options)
-    return _gradients(ctx, grad_output, ctx.saved_tensors, statistics)
+    arguments = ctx.saved_tensors
+    _, statistics = call("cross_entropy_with_statistics", *arguments, *ctx.options)
+    return _gradients(ctx, grad_output, arguments, statistics)
 
 
 def _save_with_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -82,9 +82,9 @@ def composite(options: _Options, input: Tensor, target: Tensor, weight: Tensor |
 
 
 def _differentiate_loss(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    input, target, weight = ctx.saved_tensors
+    input, target, weight = tensors = ctx.saved_tensors
     gradient = call("nll_loss_backward", grad_output, target, weight, input.shape, input.dtype, *ctx.options)
-    others = other_gradients(ctx, partial(composite, ctx.options), ctx.saved_tensors, grad_output)
+    others = other_gradients(ctx, partial(composite, ctx.options), tensors, grad_output)
     return (gradient, *others, None, None, None)
 
 

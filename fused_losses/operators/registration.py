@@ -9,6 +9,7 @@ the one that the place wants.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,8 @@ class Operator:
 
     Args:
         fake: its outputs without their values.
-        derivative: ``derivative(ctx, *grad_outputs)``, the gradient of each argument.
+        derivative: ``derivative(ctx, *grad_outputs)``, the gradient of each argument. It asks for ``ctx.saved_tensors``
+            once: a checkpoint unpacks them no second time.
         save: ``save(ctx, inputs, output)``, what the derivative finds on ``ctx``; by default the tensors among the
             arguments, which come first, as ``ctx.saved_tensors``, and the others as ``ctx.options``.
         batch: ``batch(info, in_dims, *arguments)``, the rule of :func:`torch.library.register_vmap`.
@@ -62,6 +64,7 @@ class Operator:
     batch: Callable[..., tuple[Any, Any]] | None = None
 
 
+_place = threading.local()
 _functions: dict[str, type[torch.autograd.Function]] = {}
 
 
@@ -71,9 +74,23 @@ def register(namespace: str, name: str, operator: Operator) -> None:
     if operator.derivative is not None:
         torch.library.register_autograd(qualified_name, operator.derivative, setup_context=operator.save)
     if operator.batch is not None:
-        torch.library.register_vmap(qualified_name, operator.batch)
+        torch.library.register_vmap(qualified_name, _among_operators(operator.batch))
     if operator.derivative is not None and operator.batch is not None:
         _functions[name] = _function(name, operator)
+
+
+def _among_operators(batch: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """The rule for an operator, inside which the transforms are still to be seen but only operators may be called."""
+
+    def rule(*arguments: Any) -> tuple[Any, Any]:
+        outer = getattr(_place, "is_among_operators", False)
+        _place.is_among_operators = True
+        try:
+            return batch(*arguments)
+        finally:
+            _place.is_among_operators = outer
+
+    return rule
 
 
 def _function(name: str, operator: Operator) -> type[torch.autograd.Function]:
@@ -93,6 +110,10 @@ def _function(name: str, operator: Operator) -> type[torch.autograd.Function]:
 
 def call(name: str, *arguments: Any) -> Any:
     """The operator, differentiable and batchable wherever this is called. See Note [Two registrations]."""
-    if not torch.compiler.is_compiling() and are_transforms_active():
+    if (
+        not torch.compiler.is_compiling()
+        and are_transforms_active()
+        and not getattr(_place, "is_among_operators", False)
+    ):
         return _functions[name].apply(*arguments)  # type: ignore[no-untyped-call]
     return getattr(_ops, name)(*arguments)

@@ -1,0 +1,99 @@
+"""Exported and traced graphs hold the fused operators, and give what the eager loss gives."""
+
+import io
+
+import pytest
+import torch
+from losses import LOSSES, REDUCTIONS, sample
+from torch.fx.experimental.proxy_tensor import make_fx
+
+FEW_ROUNDINGS = 32 * torch.finfo(torch.float32).eps
+
+
+class Model(torch.nn.Module):
+    def __init__(self, loss):
+        super().__init__()
+        torch.manual_seed(5)
+        self.layer, self.criterion = torch.nn.Linear(12, 5), loss.our_module()
+
+    def forward(self, features, target):
+        return self.criterion(self.layer(features).sigmoid(), target)
+
+
+def problem(loss, num_rows=6):
+    return torch.randn(num_rows, 12), sample(loss, (num_rows, 5))[1]
+
+
+def fused_operators(graph):
+    return [str(node.target) for node in graph.nodes if str(node.target).startswith("fused_losses.")]
+
+
+def gradients(model, *arguments):
+    model.zero_grad()
+    value = model(*arguments)
+    value.backward()
+    return [value.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+
+
+def assert_same(ours, expected):
+    torch.testing.assert_close(ours, expected, rtol=FEW_ROUNDINGS, atol=FEW_ROUNDINGS)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_an_exported_training_graph(loss, strict):
+    model, arguments = Model(loss), problem(loss)
+    expected = gradients(model, *arguments)
+    exported = torch.export.export(model, arguments, strict=strict)
+    assert len(fused_operators(exported.graph)) == 1
+    assert_same(gradients(exported.module(), *arguments), expected)
+    decomposed = exported.run_decompositions()
+    assert len(fused_operators(decomposed.graph)) == 1
+    assert_same(decomposed.module()(*arguments).detach(), expected[0])
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
+    assert fused_operators(loaded.graph) == fused_operators(exported.graph)
+    assert_same(gradients(loaded.module(), *arguments), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_an_exported_graph_with_a_dynamic_batch(loss):
+    model, batch = Model(loss), torch.export.Dim("batch")
+    shapes = ({0: batch}, {0: batch})
+    exported = torch.export.export(model, problem(loss), dynamic_shapes=shapes)
+    assert len(fused_operators(exported.graph)) == 1
+    arguments = problem(loss, 13)
+    assert_same(gradients(exported.module(), *arguments), gradients(model, *arguments))
+
+
+@pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_make_fx_of_a_step(loss, reduction, tracing_mode):
+    """grad_output is an argument: no number of it may be a constant of the graph."""
+
+    def step(input, target, grad_output):
+        leaf = input.detach().requires_grad_()
+        value = loss.ours(leaf, target, reduction=reduction)
+        return value, torch.autograd.grad(value, leaf, grad_output.expand_as(value))[0]
+
+    input, target = sample(loss, (6, 5))
+    graph = make_fx(step, tracing_mode=tracing_mode)(input, target, torch.tensor(1.0))
+    assert any(name.endswith("_backward.default") for name in fused_operators(graph.graph))
+    for grad_output in (torch.tensor(1.0), torch.tensor(0.37)):
+        input, target = sample(loss, (6, 5))
+        assert_same(list(graph(input, target, grad_output)), [*map(torch.detach, step(input, target, grad_output))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_ahead_of_time_inductor(loss, tmp_path):
+    """A model with its loss as a shared library, in which the operator is called through the stable ABI."""
+    model, arguments = Model(loss), problem(loss)
+    with torch.no_grad():
+        exported = torch.export.export(model, arguments)
+        package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
+        compiled = torch._inductor.aoti_load_package(package)
+        assert_same(compiled(*arguments), model(*arguments))
