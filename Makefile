@@ -1,5 +1,6 @@
 # make demo   set up, build, train on real data with torch's losses and with the fused ones, compare
-# make test   set up, build, run the tests
+# make test   set up, build, run the tests: of large grids a part, see tests/quick_selection.py
+# make test-all     the tests and nothing left out
 # make sanitizers   those tests that run the CUDA kernels under sanitizers, and that find faults planted in them
 #
 # Variables: PYTHON (the interpreter that makes the virtual environment), VENV (where it is made), TORCH (the torch to
@@ -11,19 +12,25 @@ TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# -qq: errors alone. pip warns of each place where it finds no package, which is none of ours.
+PIP = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
+# A process for each core; more than eight spend their time on imports.
+PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh csrc/*/*/*.cpp csrc/*/*/*.h)
 CXX_TESTS = $(wildcard tests/cuda/emulation/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*/*.h)
 SOURCES = setup.py pyproject.toml fused_losses/_version.py $(CXX_FILES)
 PYTHON_FILES = setup.py fused_losses tests benchmarks examples
 
-.PHONY: demo test sanitizers memcheck bench lint format clean install
+.PHONY: demo test test-all sanitizers memcheck bench lint format clean install
 
 demo: install
 	$(VENV)/bin/python -m examples
 
 test: install
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) --quick $(PYTEST_ARGS)
+
+test-all: install
+	$(PYTEST) $(PYTEST_ARGS)
 
 # On a GPU, with compute-sanitizer from the CUDA toolkit.
 memcheck: install

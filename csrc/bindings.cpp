@@ -35,7 +35,12 @@ PYBIND11_MODULE(_C, module) {
              "Use this instruction set from now on, in every thread; ValueError where it is not available.");
   namespace pool = fused_losses::gradient_pool;
   module.def("set_gradient_pool_limit", &pool::set_limit, py::arg("bytes"),
-             "Keep at most so much memory of freed gradients for the next ones; 0 switches the pool off.");
-  module.def("gradient_pool_limit", &pool::limit, "The most memory of freed gradients that is kept.");
+             "Keep at most so much memory of freed gradients for the next ones; 0 switches the pool off. Inside a "
+             "limited_gradient_pool() block, of any thread, it takes effect when the last block ends.");
+  module.def("open_gradient_pool_block", &pool::open_block, py::arg("bytes"),
+             "The limit is this one until close_gradient_pool_block() is called with what is returned.");
+  module.def("close_gradient_pool_block", &pool::close_block, py::arg("block"),
+             "Ends a block; one that is not open is left alone.");
+  module.def("gradient_pool_limit", &pool::limit, "The most memory of freed gradients that is kept now.");
   module.def("gradient_pool_idle_bytes", &pool::idle_bytes, "How much memory of freed gradients is kept now.");
 }

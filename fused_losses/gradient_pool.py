@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ._C import gradient_pool_limit, set_gradient_pool_limit
+from ._C import (
+    close_gradient_pool_block,
+    gradient_pool_limit,
+    open_gradient_pool_block,
+    set_gradient_pool_limit,
+)
 
 __all__ = ["gradient_pool_limit", "limited_gradient_pool", "set_gradient_pool_limit"]
 
 
 @contextmanager
 def limited_gradient_pool(bytes: int) -> Iterator[None]:
-    """:func:`set_gradient_pool_limit` for the length of a block, in every thread; 0 while memory is measured."""
-    limit = gradient_pool_limit()
-    set_gradient_pool_limit(bytes)
+    """Another limit for the length of a block, in every thread; 0 while memory is measured.
+
+    Blocks may nest and overlap across threads: the smallest limit of those that are open holds, larger or smaller than
+    that of :func:`set_gradient_pool_limit`, which holds again when the last block has ended.
+    """
+    block = open_gradient_pool_block(bytes)
     try:
         yield
     finally:
-        set_gradient_pool_limit(limit)
+        close_gradient_pool_block(block)

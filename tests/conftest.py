@@ -5,12 +5,22 @@ import os
 # OpenMP's threads sleep while they wait. By default they spin, which on a machine that is busy with other work makes a
 # small tensor wait for the scheduler: the suite then takes five times as long. OpenMP reads this when torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A worker of pytest-xdist has a core for itself. A test that is about threads sets their number.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import emulated_cuda
 import pytest
 import torch
 from compilation import emulation_unavailable
 from hypothesis import settings
+from quick_selection import (  # noqa: F401
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 
 import fused_losses
 
@@ -18,7 +28,11 @@ import fused_losses
 DEVICES = ["cpu", "emulated", "cuda"] if torch.cuda.is_available() else ["cpu", "emulated"]
 
 settings.register_profile("reproducible", derandomize=True, deadline=None, print_blob=True, max_examples=250)
-settings.load_profile("reproducible")
+settings.register_profile("quick", settings.get_profile("reproducible"), max_examples=50)
+
+
+def pytest_configure(config):
+    settings.load_profile("quick" if config.getoption("--quick") else "reproducible")
 
 
 def pytest_report_header(config):
@@ -34,6 +48,10 @@ def pytest_report_header(config):
         lines.append("fused_losses: on this GPU torch's own losses are tested, the CUDA kernels were not built")
     else:
         lines.append(f"fused_losses: the tests on a GPU run on {torch.cuda.get_device_name()}")
+    if config.getoption("--quick"):
+        lines.append(
+            "fused_losses: a QUICK run, of large grids a part and nothing slow; `make test-all` runs everything"
+        )
     return lines
 
 

@@ -45,6 +45,7 @@ def test_a_shrunk_case_keeps_its_classes_and_loses_rows(shape, small_shape):
     assert Case("cross_entropy", shape).shrunk().shape == small_shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GRID, ids=lambda case: case.name)
 def test_every_case_of_the_grid_runs(case, restore_num_threads):
     request = Request(

@@ -12,6 +12,8 @@ from benchmarks.request import Request
 from benchmarks.results import fused_speedup, times_floor
 from benchmarks.runner import WorkerError, run_in_subprocess, worker_environment
 
+pytestmark = pytest.mark.slow  # programs that import torch, one after the other
+
 ROOT = Path(__file__).parents[2]
 
 

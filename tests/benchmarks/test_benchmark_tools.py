@@ -14,6 +14,7 @@ from benchmarks.memory import peak_extra_bytes
 from fused_losses import _C
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", capabilities.calls())
 def test_every_instruction_set_is_timed(cell, monkeypatch):
     monkeypatch.setattr(capabilities, "MIN_SECONDS", 0.0)
@@ -29,6 +30,7 @@ def test_every_instruction_set_is_timed(cell, monkeypatch):
     assert all(time > 0 for time in times.values())
 
 
+@pytest.mark.slow
 def test_the_import_is_timed():
     assert import_seconds() > 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from compilation import EMULATION, ROOT
+from compilation import EMULATION, ROOT, write_if_changed
 from sanitized_programs import BUILD, Program, Unit
 
 
@@ -26,7 +26,7 @@ SMALL_GRID = (
 
 
 def edited_sources(name: str, edits: tuple[Edit, ...]) -> Path:
-    """A copy of csrc/core and csrc/cuda. A file that is as it was keeps its time: its objects are up to date."""
+    """A copy of csrc/core and csrc/cuda."""
     folder = BUILD / "sources" / name
     sources = {
         path.relative_to(ROOT / "csrc").as_posix(): path.read_text()
@@ -38,10 +38,7 @@ def edited_sources(name: str, edits: tuple[Edit, ...]) -> Path:
         assert count == 1, f"{edit.file} has {count} times: {edit.before}"
         sources[edit.file] = sources[edit.file].replace(edit.before, edit.after)
     for file, text in sources.items():
-        copy = folder / file
-        if not copy.exists() or copy.read_text() != text:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_text(text)
+        write_if_changed(folder / file, text)
     return folder
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from compilation import EMULATION, ROOT, compile_source, emulation_unavailable, link
+from compilation import EMULATION, ROOT, compile_source, emulation_unavailable, link, write_if_changed
 
 BUILD = ROOT / "build" / "sanitized_programs"
 ORDERS = ["ascending", "descending", "random", "warps"]
@@ -113,10 +113,8 @@ class Programs:
         if unavailable is not None:
             return unavailable
         folder = BUILD / flavor
-        folder.mkdir(parents=True, exist_ok=True)
         empty = folder / "empty.cpp"
-        if not empty.exists():
-            empty.write_text("int main() {}\n")
+        write_if_changed(empty, "int main() {}\n")
         try:
             compiled = compile_source(empty, folder / "empty.o", FLAVORS[flavor])
             binary = link([compiled], folder / "empty", FLAVORS[flavor])

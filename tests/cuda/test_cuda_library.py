@@ -82,6 +82,7 @@ def test_without_the_library_tensors_of_a_gpu_are_left_to_torch(monkeypatch):
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a CUDA build")
+@pytest.mark.slow
 def test_the_build_says_why_it_has_no_cuda():
     def setup(**environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "setup.py", "--name"]

@@ -8,6 +8,8 @@ import pytest
 from compilation import EMULATION
 from sanitized_programs import FLAVORS, ORDERS, Program, Programs, Unit
 
+pytestmark = pytest.mark.slow  # half a minute of two cores to compile
+
 SANITIZED = ["plain", "address", "thread"]
 SEMANTICS = Program("semantics", (Unit(EMULATION / "semantics.cpp"),))
 PLANTED_FAULTS = Program("planted_faults", (Unit(EMULATION / "planted_faults.cpp"),))

@@ -14,6 +14,8 @@ import pytest
 from sanitized_kernels import kernels_program
 from sanitized_programs import ORDERS, Programs, result_of
 
+pytestmark = pytest.mark.slow
+
 RUNS = [
     *(("address", order, "") for order in ORDERS),
     *(("thread", order, "float32") for order in ("ascending", "descending", "warps")),

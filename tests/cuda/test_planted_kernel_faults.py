@@ -13,6 +13,8 @@ import pytest
 from sanitized_kernels import Edit, faulty_program, kernels_program
 from sanitized_programs import Programs, result_of
 
+pytestmark = pytest.mark.slow
+
 RACE = "WARNING: ThreadSanitizer: data race"
 OVERFLOW = "AddressSanitizer: heap-buffer-overflow"
 BACKWARD_LOOP = """

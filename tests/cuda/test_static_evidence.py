@@ -7,12 +7,15 @@ import shutil
 import warnings
 
 import pytest
+from compilation import locked
 
 from benchmarks.cuda_resources.__main__ import ARCHITECTURES, main
-from benchmarks.cuda_resources.compilation import SOURCES, compile_all, compile_unit
+from benchmarks.cuda_resources.compilation import BUILD, SOURCES, compile_all, compile_unit
 from benchmarks.cuda_resources.evidence import collect, complaints
 from benchmarks.cuda_resources.machine_code import count_in_machine_code, count_in_ptx, disassemble
 from benchmarks.cuda_resources.toolchain import MissingToolError, find_toolchain
+
+pytestmark = pytest.mark.slow
 
 HOPPER = 90
 
@@ -28,7 +31,8 @@ def toolchain():
 
 @pytest.fixture(scope="module")
 def units(toolchain):
-    return compile_all(toolchain, [HOPPER])
+    with locked(BUILD / "sources"):
+        return compile_all(toolchain, [HOPPER])
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +110,10 @@ def test_command_without_nvcc_says_so(monkeypatch, capsys):
     assert "nvcc is neither in CUDA_HOME/bin nor on PATH" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_all_architectures(toolchain, tmp_path, capsys):
     tables = tmp_path / "cuda_resources.md"
-    status = main(["--write", str(tables)])
+    with locked(BUILD / "sources"):
+        status = main(["--write", str(tables)])
     assert status == 0, capsys.readouterr().err
     for architecture in ARCHITECTURES:
         assert f" {architecture // 10}.{architecture % 10} |" in tables.read_text()

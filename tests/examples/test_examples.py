@@ -17,6 +17,8 @@ import fused_losses
 for package in ("matplotlib", "rich", "sklearn"):
     pytest.importorskip(package, reason="the examples need the extra `demo`")
 
+pytestmark = pytest.mark.slow  # `make demo` runs them too
+
 ROOT = Path(__file__).parents[2]
 NAMES = ["digits", "breast_cancer", "wine", "autoencoder", "colours", "language_model"]
 
