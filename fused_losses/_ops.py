@@ -100,8 +100,7 @@ def _fake_cross_entropy_with_statistics(logits: Tensor, target: Tensor, *others:
     num_positions = 1
     for size in _position_sizes(logits):
         num_positions = num_positions * size
-    num_rows = 3 if target.is_floating_point() else 2
-    statistics = logits.new_empty((num_rows, num_positions), dtype=_accumulation_dtype(logits))
+    statistics = logits.new_empty((3, num_positions), dtype=_accumulation_dtype(logits))
     return _fake_cross_entropy(logits, target, *others), statistics
 
 

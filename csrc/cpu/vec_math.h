@@ -7,7 +7,8 @@
 //   log:   x = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). In float32 log(1 + f) = f + f^2 q(f), because a division
 //          costs more than the longer polynomial; in float64 log(1 + f) = 2 atanh(s) = 2 s + 2 s^3 q(s^2), s = f / (2 +
 //          f).
-//   log1p: on [0, 1] only, which is all that a binary cross-entropy needs, in the same two ways.
+//   log1p: on [0, 1] only, which is all that a binary cross-entropy needs, in the same two ways; log_of_sum is one of
+//          any argument.
 // tests/native/test_elementary_functions.py holds the largest error of each in ULP over its whole range.
 #pragma once
 
@@ -154,6 +155,17 @@ inline Vec<A> with_log_limits(Vec<A> x, Vec<A> result) {
 template <class A>
 inline Vec<A> log(Vec<A> x) {
   return with_log_limits<A>(x, log_of_reduced(reduce<A>(x)));
+}
+
+// log(first + second) for 0 <= first <= 1 <= sum, `sum` being their rounded sum, and NaN; log1p(second) where first is
+// 1. What the rounding lost is given back to the fraction, as below; from 4 on it would not show.
+template <class A>
+inline Vec<A> log_of_sum(Vec<A> sum, Vec<A> first, Vec<A> second) {
+  const Vec<A> lost = second - (sum - first);
+  Reduced<A> reduced = reduce<A>(sum);
+  const Vec<A> lost_of_large = select(reduced.exponent == broadcast(A(1)), lost * A(0.5), Vec<A>{});
+  reduced.fraction += select(reduced.exponent < broadcast(A(1)), lost, lost_of_large);
+  return with_log_limits<A>(sum, log_of_reduced(reduced));
 }
 
 // log(x) where `is_log`, else log(1 - x), for 0 <= x <= 1; at most -100 for log 0. What rounding 1 - x lost of x, which
