@@ -97,8 +97,8 @@ inline UnsignedVec<A> max_of(UnsignedVec<A> a, UnsignedVec<A> b) {
   return a > b ? a : b;
 }
 
-// value * 2^exponent for an integral exponent in [-1100, 1100], rounded once when the result is subnormal; 0 where
-// x < lowest, whatever the exponent is there.
+// value * 2^exponent for an integral exponent, 0 where x < lowest. Elsewhere value and 2^exponent are normal numbers,
+// and their product is one too.
 #if defined(__AVX512F__)
 inline Vec<float> scale_unless_below(Vec<float> value, Vec<float> exponent, Vec<float> x, Vec<float> lowest) {
   return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, lowest, _CMP_NLT_UQ), value, exponent);
@@ -120,38 +120,20 @@ struct FloatFormat<double> {
   static constexpr int64_t kExponentBias = 1023;
 };
 
-// In two factors, since 2^exponent itself may be outside the format. A function of its own: where a register needs it,
-// the others pay for the call alone.
 template <class A>
-__attribute__((noinline)) Vec<A> scale_in_two_steps(Vec<A> value, Vec<A> exponent, IntVec<A> is_below) {
+inline Vec<A> scale(Vec<A> value, Vec<A> exponent, Vec<A> x, Vec<A> lowest) {
   using Format = FloatFormat<A>;
-  exponent = select(is_below, Vec<A>{}, exponent);
   // 1.5 * 2^mantissa_bits puts the integer into the low bits: no conversion instruction is needed.
-  const A magic = static_cast<A>(3ull << (Format::kMantissaBits - 1));
-  const IntVec<A> n = bit_cast<IntVec<A>>(exponent + magic) - bit_cast<IntVec<A>>(broadcast<A>(magic));
-  // Biased before the shift: SSE2 and AVX2 have no arithmetic shift of 64-bit lanes, and 2048 + n is never negative.
-  const IntVec<A> half = ((n + 2048) >> 1) - 1024;
-  const IntVec<A> first = (half + Format::kExponentBias) << Format::kMantissaBits;
-  const IntVec<A> second = (n - half + Format::kExponentBias) << Format::kMantissaBits;
-  return select(is_below, Vec<A>{}, value * bit_cast<Vec<A>>(first) * bit_cast<Vec<A>>(second));
-}
-// x >= lowest_normal means exponent >= 1 - bias: the factor is a normal number.
-template <class A>
-inline Vec<A> scale(Vec<A> value, Vec<A> exponent, Vec<A> x, Vec<A> lowest, A lowest_normal) {
-  using Format = FloatFormat<A>;
-  if (__builtin_expect(any_lane(x < broadcast(lowest_normal)), 0)) {
-    return scale_in_two_steps<A>(value, exponent, x < lowest);
-  }
   const A magic = static_cast<A>(3ull << (Format::kMantissaBits - 1));
   const IntVec<A> biased =
       bit_cast<IntVec<A>>(exponent + magic) - (bit_cast<IntVec<A>>(broadcast<A>(magic)) - Format::kExponentBias);
-  return value * bit_cast<Vec<A>>(biased << Format::kMantissaBits);
+  return select(x < lowest, Vec<A>{}, value * bit_cast<Vec<A>>(biased << Format::kMantissaBits));
 }
 inline Vec<float> scale_unless_below(Vec<float> value, Vec<float> exponent, Vec<float> x, Vec<float> lowest) {
-  return scale<float>(value, exponent, x, lowest, -87.3f);
+  return scale<float>(value, exponent, x, lowest);
 }
 inline Vec<double> scale_unless_below(Vec<double> value, Vec<double> exponent, Vec<double> x, Vec<double> lowest) {
-  return scale<double>(value, exponent, x, lowest, -708.3);
+  return scale<double>(value, exponent, x, lowest);
 }
 #endif
 

@@ -33,8 +33,8 @@ struct MathConstants<float> {
   static constexpr float kLog2E = 0x1.715476p+0f;
   static constexpr float kLn2High = 0x1.62ep-1f;  // 12 bits: n * kLn2High is exact
   static constexpr float kLn2Low = 3.19461849e-5f;
-  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
-  static constexpr float kExpLowest = -104.0f;  // exp rounds to 0 here and below
+  static constexpr float kRound = 12582912.0f;    // 1.5 * 2^23
+  static constexpr float kExpLowest = -87.3365f;  // exp is subnormal below
   static constexpr float kExp[] = {0.5000000027f, 0.1666657665f, 0.04166637427f, 0.008363235069f,
                                    0.001394120437f};  // 8e-9
   static constexpr float kLog[] = {-0.4999998916f, 0.3333330806f,  -0.2500152554f, 0.2000303446f,  -0.1661102029f,
@@ -53,7 +53,7 @@ struct MathConstants<double> {
   static constexpr double kLn2High = 0x1.62e42fee00000p-1;  // 32 bits
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double kExpLowest = -746.0;
+  static constexpr double kExpLowest = -708.3964;
   static constexpr double kExp[] = {0.49999999999999999997,   0.1666666666666667103,    0.041666666666666683892,
                                     0.008333333333326083043,  0.0013888888888874327325, 0.00019841269875002816428,
                                     2.4801587347515960777e-5, 2.7557255169160032197e-6, 2.7557252734314130101e-7,
@@ -70,11 +70,8 @@ struct MathConstants<double> {
   static constexpr double kTwoToMantissa = 0x1p52;
 };
 
-// x <= 88 (float) or 709 (double), -inf and NaN. Subnormal results are rounded once.
-//
-// Note [Vanishing exponentials]
-// Where the result is 0 (a masked logit of -inf, above all) it is not computed: producing a subnormal number or
-// underflowing costs the processor a microcode assist of more than a hundred cycles per register.
+// x <= 88 (float) or 709 (double), -inf and NaN. Results below the smallest normal number are 0: see Note [Subnormal
+// numbers].
 template <class A>
 inline Vec<A> exp(Vec<A> x) {
   using C = MathConstants<A>;
@@ -123,7 +120,8 @@ inline Reduced<A> reduce(Vec<A> x) {
   const IntVec<A> is_subnormal = x < broadcast<A>(C::kSmallestNormal);
   x = select(is_subnormal, x * C::kTwoToMantissa, x);
   const IntVec<A> bits = bit_cast<IntVec<A>>(x);
-  // Biased, so that the difference is positive before the shift: see scale_in_two_steps.
+  // Biased, so that the difference is positive before the shift: SSE2 and AVX2 have no
+  // arithmetic shift of 64-bit lanes.
   constexpr Integer<A> kBias = C::kExponentBias;
   const IntVec<A> n = ((bits - C::kSqrtHalfBits + (kBias << C::kMantissaBits)) >> C::kMantissaBits) - kBias;
   const Vec<A> exponent = __builtin_convertvector(n, Vec<A>);
