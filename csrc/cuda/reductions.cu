@@ -29,8 +29,10 @@ __device__ __forceinline__ double weigh(const IndexTarget& target, int64_t num_p
   return sum;
 }
 
+// A mean of targets without weight is NaN, also where label smoothing leaves a loss to divide.
 template <class A>
-__device__ __forceinline__ void write_mean(const MeanOfTargets& mean, double denominator) {
+__device__ __forceinline__ void write_mean(const MeanOfTargets& mean, double weight) {
+  const double denominator = weight == 0 ? static_cast<double>(NAN) : weight;
   *mean.denominator = denominator;
   *static_cast<A*>(mean.inverse) = static_cast<A>(1.0 / denominator);
 }
