@@ -35,7 +35,7 @@ class TileKernel : private Positions<T, Mass> {
     if (params_.mode != CrossEntropyMode::Backward) {
       for (int64_t first = 0; first < params_.num_classes; first += kChunkClasses) {
         read(first);
-        if (first == 0) {
+        if (params_.mode == CrossEntropyMode::LossAndGradient) {
           add_to_statistics<true>(first);
         } else {
           add_to_statistics<false>(first);
@@ -79,12 +79,20 @@ class TileKernel : private Positions<T, Mass> {
     for (int64_t c = 0; c < num_classes; ++c) store(tile + c * kPositions + end_ - kLanes<A>, Vec<A>{});
   }
 
-  // Adds a chunk of classes and leaves exp(x - running maximum) in the tile buffer.
-  template <bool kFirst>
+  template <bool kGradient>
+  void add_to_statistics(int64_t first) {
+    if (first == 0) {
+      add_to_statistics<kGradient, true>(first);
+    } else {
+      add_to_statistics<kGradient, false>(first);
+    }
+  }
+
+  // Adds a chunk of classes and, for the gradient, leaves exp(x - running maximum) in the tile buffer.
+  template <bool kGradient, bool kFirst>
   FUSED_LOSSES_FLATTEN void add_to_statistics(int64_t first) {
     const int64_t count = chunk(first);
     const auto next = memory_.next_tile(static_cast<const T*>(params_.logits), params_.logits_layout, first);
-    const bool writes_gradient = params_.mode == CrossEntropyMode::LossAndGradient;
     const auto gradient = memory_.this_tile(static_cast<T*>(params_.gradient), params_.gradient_layout, first);
     for (int v = 0; v < end_; v += kLanes<A>) {
       const Vec<A> old_max = kFirst ? broadcast(-kInfinity<A>) : load(state_.max + v);
@@ -107,11 +115,11 @@ class TileKernel : private Positions<T, Mass> {
         for (int64_t c = begin; c < end; ++c) {
           A* cell = logits_ + c * kPositions + v;
           next.prefetch(c, v);
-          if (writes_gradient) gradient.prefetch(c, v);
+          if constexpr (kGradient) gradient.prefetch(c, v);
           const Vec<A> x = load(cell);
           const Vec<A> shifted = x - shift;
           const Vec<A> exponential = exp<A>(shifted);
-          store(cell, exponential);
+          if constexpr (kGradient) store(cell, exponential);
           if constexpr (Mass::kReadsProbability) {
             few_others += exponential;
           } else {

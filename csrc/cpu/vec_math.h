@@ -35,6 +35,7 @@ struct MathConstants<float> {
   static constexpr float kLn2Low = 3.19461849e-5f;
   static constexpr float kRound = 12582912.0f;    // 1.5 * 2^23
   static constexpr float kExpLowest = -87.3365f;  // exp is subnormal below
+  static constexpr float kExpZero = -88.0f;       // where 2^n, n = -127, has become 0
   static constexpr float kExp[] = {0.5000000027f, 0.1666657665f, 0.04166637427f, 0.008363235069f,
                                    0.001394120437f};  // 8e-9
   static constexpr float kLog[] = {-0.4999998916f, 0.3333330806f,  -0.2500152554f, 0.2000303446f,  -0.1661102029f,
@@ -54,6 +55,7 @@ struct MathConstants<double> {
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kExpLowest = -708.3964;
+  static constexpr double kExpZero = -709.0;
   static constexpr double kExp[] = {0.49999999999999999997,   0.1666666666666667103,    0.041666666666666683892,
                                     0.008333333333326083043,  0.0013888888888874327325, 0.00019841269875002816428,
                                     2.4801587347515960777e-5, 2.7557255169160032197e-6, 2.7557252734314130101e-7,
@@ -70,15 +72,15 @@ struct MathConstants<double> {
   static constexpr double kTwoToMantissa = 0x1p52;
 };
 
-// x <= 88 (float) or 709 (double), -inf and NaN. Results below the smallest normal number are 0: see Note [Subnormal
-// numbers].
+// x <= 88 (float) or 709 (double), -inf and NaN. Results below the smallest normal number are 0 where the processor
+// flushes them, as it does in the kernels: see Note [Subnormal numbers]. From kExpZero down they are 0 in any case.
 template <class A>
 inline Vec<A> exp(Vec<A> x) {
   using C = MathConstants<A>;
+  x = bounded_below(broadcast<A>(C::kExpZero), x);
   const Vec<A> n = (x * C::kLog2E + C::kRound) - C::kRound;
   const Vec<A> r = (x - n * C::kLn2High) - n * C::kLn2Low;
-  const Vec<A> value = (r * r) * polynomial(r, C::kExp) + r + A(1);
-  return scale_unless_below(value, n, x, broadcast<A>(C::kExpLowest));
+  return scale((r * r) * polynomial(r, C::kExp) + r + A(1), n, x, C::kExpLowest);
 }
 
 // log(1 + f) for -0.3 < f <= 1 by 2 atanh(s), s = f / (2 + f). Since 2 s = f - s f, it is f less a smaller term, and

@@ -44,12 +44,12 @@ TABLE = [
     pytest.param(LOG, np.log, "logarithmic", (1e-45, 3e38), (5e-324, 1e308), 1.5, id="log"),
     pytest.param(LOG, np.log, "linear", (0.5, 2.0), (0.5, 2.0), 1.5, id="log-near-one"),
     pytest.param(LOG1P, np.log1p, "linear", (0.0, 1.0), (0.0, 1.0), 2.0, id="log1p"),
-    pytest.param(LOG1P, np.log1p, "logarithmic", (1e-38, 1.0), (1e-300, 1.0), 2.0, id="log1p-near-zero"),
+    pytest.param(LOG1P, np.log1p, "logarithmic", (1.2e-38, 1.0), (1e-300, 1.0), 2.0, id="log1p-near-zero"),
     pytest.param(LOG1P_OF_ANY, np.log1p, "linear", (0.0, 10.0), (0.0, 10.0), 2.0, id="log1p-of-any"),
     pytest.param(LOG1P_OF_ANY, np.log1p, "logarithmic", (1e-37, 3e38), (1e-307, 1e308), 2.0, id="log1p-of-any-range"),
     pytest.param(LOG_OF_COMPLEMENT, lambda x: np.log1p(-x), "linear", (0.0, 1.0), (0.0, 1.0), 2.0, id="complement"),
     pytest.param(
-        LOG_OF_COMPLEMENT, lambda x: np.log1p(-x), "logarithmic", (1e-38, 0.5), (1e-300, 0.5), 2.0, id="complement-0"
+        LOG_OF_COMPLEMENT, lambda x: np.log1p(-x), "logarithmic", (1.2e-38, 0.5), (1e-300, 0.5), 2.0, id="complement-0"
     ),
 ]
 
