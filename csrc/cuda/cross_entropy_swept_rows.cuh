@@ -145,7 +145,7 @@ constexpr bool kKeepsPackets = kThreads > kWarpThreads;
 // See Note [Launch bounds].
 template <class T, int kThreads, bool kDense, bool kBackward>
 constexpr int sweep_registers() {
-  if (kThreads <= 128) return sizeof(T) == 4 ? 80 : sizeof(T) == 2 && !kDense ? 96 : 128;
+  if (kThreads <= 128) return sizeof(T) == 4 ? 80 : sizeof(T) == 2 && !kDense && kBackward ? 96 : 128;
   const bool is_small = kDense ? sizeof(T) <= 4 : sizeof(T) == 4 && kBackward;
   return is_small && !kBlackwell ? 64 : 128;
 }
