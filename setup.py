@@ -171,7 +171,9 @@ class BuildWithCapabilities(BuildExtension):
                 output_dir=str(ROOT / "build" / "kernels" / capability),
                 macros=[("FUSED_LOSSES_CAPABILITY", capability)],
                 extra_postargs=[*COMPILE_FLAGS, *KERNEL_FLAGS, *flags],
-                depends=sorted(str(path) for path in (ROOT / "csrc").rglob("*.h")),
+                depends=sorted(
+                    str(path) for folder in ("core", "cpu") for path in (ROOT / "csrc" / folder).glob("*.h")
+                ),
             )
             ext.extra_objects += [os.path.abspath(path) for path in objects]
 

@@ -10,6 +10,13 @@
 //   d/dx_c = (Q + y) p_c - q_c - y [c = t]
 // Source: Szegedy et al., Rethinking the Inception Architecture (arXiv:1512.00567), section 7, with class weights as
 // torch.nn.CrossEntropyLoss documents them.
+//
+// Note [Confident rows]
+// Where the target is the largest logit by far, S is 1 and a little, and the loss and the derivative at the target are
+// that little: in float32 it is gone from a margin of 17 on. So S' = S - exp(x_t - m), the sum over the other classes,
+// is a statistic of its own:
+//   log S = log1p S' where x_t = m, and p_t - 1 = -S' / S always.
+// Where x_t < m, another class adds 1 to S', and the difference has it as exactly as a sum would.
 #pragma once
 
 #include <cstdint>
@@ -63,10 +70,12 @@ struct CrossEntropyParams {
   void* losses;          // [num_positions] in the accumulation type, or null
   double* block_losses;  // [num_blocks] sums of the losses, or null
 
-  // Statistics, [num_positions] each in the accumulation type, or null: see Note [Target mass] for m, S and Q.
+  // Statistics, [num_positions] each in the accumulation type, or null: m, S and Q of Note [Target mass], S' of Note
+  // [Confident rows].
   void* row_max;
   void* row_sum;
-  void* row_mass;  // probability targets only
+  void* row_others;  // index targets only; anything where a target is ignored
+  void* row_mass;    // probability targets only
 };
 
 namespace {

@@ -1,4 +1,5 @@
-// The formulas of Note [Target mass] in cross_entropy.h, shared by every backend. V is a scalar or a register.
+// The formulas of Note [Target mass] and Note [Confident rows] in cross_entropy.h, shared by every backend. V is a
+// scalar or a register.
 #pragma once
 
 #include "host_device.h"
@@ -12,17 +13,18 @@ FUSED_LOSSES_HOST_DEVICE inline V point_loss(V point_mass, V log_sum, V shifted_
   return point_mass * (log_sum - shifted_logit);
 }
 
-// Q log S - sum of q (x - m), the loss of the dense mass.
+// Q log S - sum of q (x - m), the loss of the dense mass. With an infinite mass the sum is infinite too, or NaN where
+// x = m; no term q (log S - (x - m)) is.
 template <class V>
 FUSED_LOSSES_HOST_DEVICE inline V dense_loss(V mass, V log_sum, V mass_times_x) {
-  return mass * log_sum - mass_times_x;
+  return mass * log_sum - (mass == V{} + __builtin_inff() ? V{} : mass_times_x);
 }
 
-// (Q + y) p - q - y, the derivative at the target class, in one piece before it is rounded and with y (p - 1) kept
-// together.
+// (Q + y) p - q - y, the derivative at the target class, in one piece before it is rounded. `point_mass_of_others` is
+// y (1 - p): see Note [Confident rows].
 template <class A>
-FUSED_LOSSES_HOST_DEVICE inline A derivative_at_target(A p, A mass, A q, A point_mass) {
-  return mass * p - q + point_mass * (p - A(1));
+FUSED_LOSSES_HOST_DEVICE inline A derivative_at_target(A p, A mass, A q, A point_mass_of_others) {
+  return mass * p - q - point_mass_of_others;
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // Compiled once per instruction set.
 #include "cross_entropy_dispatch.h"
 #include "cross_entropy_tiles.h"
+#include "flush_to_zero.h"
 #include "kernels.h"
 
 namespace fused_losses::cpu {
@@ -19,6 +20,7 @@ struct InnerTiles {
 namespace FUSED_LOSSES_CAPABILITY {
 
 void cross_entropy_inner_tiles(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+  const FlushToZero flush;
   by_type<InnerTiles>(params, block_begin, block_end);
 }
 

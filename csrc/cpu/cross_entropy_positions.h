@@ -18,14 +18,17 @@ struct Tile {
   int count;
 };
 
-// What is known of each position of a tile: see Note [Target mass].
+// What is known of each position of a tile: see Note [Target mass] and Note [Confident rows]. Until finish_losses there
+// is no `sum`.
 template <class A>
 struct TileState {
   alignas(64) A max[kPositions];
   alignas(64) A sum[kPositions];
+  alignas(64) A others[kPositions];  // the sum itself where there is no target class
   alignas(64) A mass[kPositions];
   alignas(64) A mass_times_x[kPositions];
   alignas(64) A target_logit[kPositions];
+  alignas(64) A target_exponential[kPositions];  // exp(x_t - max), 0 where there is no target class
   alignas(64) A point_mass[kPositions];
   alignas(64) A scale[kPositions];
   alignas(64) Integer<A> target_class[kPositions];  // -1: none
@@ -67,7 +70,11 @@ class Positions {
     const bool by_index = params_.target_kind != TargetKind::Probability;
     for (int v = 0; v < end_; v += kLanes<A>) {
       if constexpr (!Mass::kReadsProbability) store(state_.mass + v, dense_mass(v));
-      const Vec<A> log_sum = log<A>(load(state_.sum + v));
+      const Vec<A> others = load(state_.others + v);
+      const Vec<A> target_exponential = load(state_.target_exponential + v);
+      const Vec<A> sum = others + target_exponential;
+      store(state_.sum + v, sum);
+      const Vec<A> log_sum = log_of_sum<A>(sum, target_exponential, others);
       const Vec<A> shift = finite_shifts<A>(load(state_.max + v));
       Vec<A> loss{};
       if (by_index) loss = point_loss(load(state_.point_mass + v), log_sum, load(state_.target_logit + v) - shift);
@@ -79,7 +86,11 @@ class Positions {
     write_positions(params_.losses, losses);
     write_positions(params_.row_max, state_.max);
     write_positions(params_.row_sum, state_.sum);
-    if constexpr (Mass::kReadsProbability) write_positions(params_.row_mass, state_.mass);
+    if constexpr (Mass::kReadsProbability) {
+      write_positions(params_.row_mass, state_.mass);
+    } else {
+      write_positions(params_.row_others, state_.others);
+    }
     return total;
   }
 
@@ -163,6 +174,8 @@ class Positions {
       state_.sum[i] = used ? static_cast<const A*>(params_.row_sum)[tile_.first + i] : A(1);
       if constexpr (Mass::kReadsProbability) {
         state_.mass[i] = used ? static_cast<const A*>(params_.row_mass)[tile_.first + i] : A(0);
+      } else {
+        state_.others[i] = used ? static_cast<const A*>(params_.row_others)[tile_.first + i] : A(0);
       }
     }
     if constexpr (!Mass::kReadsProbability) {

@@ -101,13 +101,19 @@ class RowBatch : private Positions<T, Mass> {
       if (!used_[r]) continue;
       mass_.start_row(params_, tile_.first + r);
       const LaneStatistics<A> lanes =
-          lane_sums<kStash>(logits_[r], 0, params_.num_classes, mass_, kStash ? stash(r) : nullptr,
-                            finite_shift(state_.max[r]), kRows * params_.num_classes);
+          lane_sums_beside<kStash>(state_.target_class[r], state_.target_logit[r], logits_[r], 0, params_.num_classes,
+                                   mass_, kStash ? stash(r) : nullptr, state_.max[r], kRows * params_.num_classes);
       sum[r] = lanes.sum;
       if constexpr (Mass::kReadsProbability) mass[r] = lanes.mass;
       if constexpr (Mass::kDense) mass_times_x[r] = lanes.mass_times_x;
     }
-    store(state_.sum, fold<A>(sum, add));
+    const IntVec<A> has_target = load_integers<A>(state_.target_class) >= 0;
+    const Vec<A> target_logit = load(state_.target_logit);
+    const Vec<A> max = load(state_.max);
+    const Vec<A> target_exponential = select(has_target, exp<A>(target_logit - finite_shifts<A>(max)), Vec<A>{});
+    const Vec<A> summed = fold<A>(sum, add);
+    store(state_.target_exponential, target_exponential);
+    store(state_.others, select(has_target & (target_logit == max), summed, summed - target_exponential));
     if constexpr (Mass::kReadsProbability) store(state_.mass, fold<A>(mass, add));
     if constexpr (Mass::kDense) store(state_.mass_times_x, fold<A>(mass_times_x, add));
   }
@@ -119,7 +125,9 @@ class RowBatch : private Positions<T, Mass> {
     alignas(64) A factor[kRows];
     alignas(64) A target_probability[kRows];
     store(factor, (mass + point) * load(state_.scale) * inverse_sum);
-    store(target_probability, exp<A>(load(state_.target_logit) - finite_shifts<A>(load(state_.max))) * inverse_sum);
+    alignas(64) A others[kRows];
+    store(target_probability, load(state_.target_exponential) * inverse_sum);
+    store(others, load(state_.others) * inverse_sum);
     for (int r = 0; r < tile_.count; ++r) {
       if (!used_[r]) {
         ignored_gradient(logits_[r], gradients_[r], params_.num_classes);
@@ -131,7 +139,8 @@ class RowBatch : private Positions<T, Mass> {
       const int64_t target_class = state_.target_class[r];
       if (target_class < 0) continue;
       const A row_mass = Mass::kDense ? state_.mass[r] : A(0);
-      const A value = gradient_at_target(row_mass, mass_, target_class, state_.point_mass[r], target_probability[r]);
+      const A value =
+          gradient_at_target(row_mass, mass_, target_class, state_.point_mass[r], target_probability[r], others[r]);
       store_scalar(gradients_[r] + target_class, value * scale);
     }
   }

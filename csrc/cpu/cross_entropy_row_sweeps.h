@@ -80,11 +80,19 @@ struct LaneStatistics {
   Vec<A> mass_times_x;  // of q (x - shift)
 };
 
-// `ahead`: how many classes further the lines lie that are asked for.
-template <bool kStash, class T, class Mass>
+template <class A>
+inline Vec<A> without_lane(Vec<A> value, int64_t lane) {
+  const IntVec<A> lanes = __builtin_convertvector(lane_numbers<A>(), IntVec<A>);
+  return select(lanes == static_cast<Integer<A>>(lane), Vec<A>{}, value);
+}
+
+// kHole: the exponential of the class at `hole` is not summed. `ahead`: how many classes further the lines lie that are
+// asked for.
+template <bool kStash, bool kHole, class T, class Mass>
 FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x, int64_t first_class, int64_t count,
                                                                       const Mass& mass, Accumulation<T>* stash,
-                                                                      Accumulation<T> shift, int64_t ahead) {
+                                                                      Accumulation<T> shift, int64_t ahead,
+                                                                      int64_t hole) {
   using A = Accumulation<T>;
   Vec<A> max[4];
   for (Vec<A>& part : max) part = broadcast(-kInfinity<A>);
@@ -99,7 +107,7 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
         max[slot] = max_of(value, max[slot]);
         const Vec<A> shifted = value - shift;
         const Vec<A> exponential = exp<A>(shifted);
-        sum[slot] += exponential;
+        sum[slot] += kHole ? without_lane<A>(exponential, hole - i) : exponential;
         if constexpr (kStash) store(stash + i, exponential);
         if constexpr (Mass::kDense) {
           const Vec<A> q = mass.at(first_class + i);
@@ -112,7 +120,7 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
         max[0] = max_of(value, max[0]);
         const Vec<A> shifted = value - shift;
         const Vec<A> exponential = exp<A>(shifted);
-        sum[0] += exponential;
+        sum[0] += kHole ? without_lane<A>(exponential, hole - i) : exponential;
         if constexpr (kStash) store_partial(stash + i, exponential, rest);
         if constexpr (Mass::kDense) {
           const IntVec<A> valid = first_lanes<A>(rest);
@@ -123,6 +131,19 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
       });
   return {max_of(max_of(max[0], max[1]), max_of(max[2], max[3])), sum_of<A>(sum), sum_of<A>(mass_sum),
           sum_of<A>(mass_times_x)};
+}
+
+// The same, without the exponential of the class at number `target`, -1 for none, where that is the largest logit so
+// far; elsewhere it can be subtracted from the sum. See Note [Confident rows].
+template <bool kStash, class T, class Mass>
+inline LaneStatistics<Accumulation<T>> lane_sums_beside(int64_t target, Accumulation<T> target_logit, const T* x,
+                                                        int64_t first_class, int64_t count, const Mass& mass,
+                                                        Accumulation<T>* stash, Accumulation<T> max, int64_t ahead) {
+  const Accumulation<T> shift = finite_shift(max);
+  if (target >= 0 && target_logit == max) {
+    return lane_sums<kStash, true>(x, first_class, count, mass, stash, shift, ahead, target);
+  }
+  return lane_sums<kStash, false>(x, first_class, count, mass, stash, shift, ahead, target);
 }
 
 // exponential * factor - q * scale for a register of classes, or for the `rest` of them.
@@ -188,9 +209,9 @@ FUSED_LOSSES_FLATTEN inline void gradient_from_logits(const T* x, T* gradient, i
 
 // At the target class, without the scale.
 template <class Mass, class A>
-inline A gradient_at_target(A row_mass, const Mass& mass, int64_t target_class, A point, A p) {
+inline A gradient_at_target(A row_mass, const Mass& mass, int64_t target_class, A point, A p, A others) {
   const A q = Mass::kDense ? mass.at(target_class, 1)[0] : A(0);
-  return derivative_at_target(p, row_mass, q, point);
+  return derivative_at_target(p, row_mass, q, point * others);
 }
 
 // The gradient of an ignored row is 0 * softmax: zeros, or NaN throughout where the softmax is NaN (as in torch).

@@ -3,6 +3,7 @@
 #include "cross_entropy_rows.h"
 
 #include "cross_entropy_dispatch.h"
+#include "flush_to_zero.h"
 #include "kernels.h"
 
 namespace fused_losses::cpu {
@@ -20,6 +21,7 @@ struct Rows {
 namespace FUSED_LOSSES_CAPABILITY {
 
 void cross_entropy_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+  const FlushToZero flush;
   by_type<Rows>(params, block_begin, block_end);
 }
 

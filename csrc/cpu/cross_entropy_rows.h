@@ -32,25 +32,28 @@ constexpr int64_t kMaxStashedBytes = int64_t(1) << 20;
 template <class A>
 struct Statistics {
   A max;
-  A sum;           // of exp(x - max)
+  A others;        // of exp(x - max), without the target class
   A mass;          // Q
   A mass_times_x;  // sum of q (x - max)
 };
 
 // A block's sums relative to `max`, which is at least the largest logit of the block and of those before it. See Note
-// [One read of a row].
+// [One read of a row]. `target` is the target's number in the block, or -1.
 template <bool kStash, class T, class Mass>
 inline Statistics<Accumulation<T>> block_statistics(const T* x, int64_t first_class, int64_t count, const Mass& mass,
-                                                    Accumulation<T>* stash, Accumulation<T> max_before) {
+                                                    Accumulation<T>* stash, Accumulation<T> max_before, int64_t target,
+                                                    Accumulation<T> target_logit) {
   using A = Accumulation<T>;
   const int64_t ahead = 2 * count;
-  A max = max_before == -kInfinity<A> ? max_lanes<A>(lane_maxima(x, count)) : max_before;
-  LaneStatistics<A> lanes = lane_sums<kStash>(x, first_class, count, mass, stash, finite_shift(max), ahead);
+  A max = first_class == 0 ? max_lanes<A>(lane_maxima(x, count)) : max_before;
+  LaneStatistics<A> lanes =
+      lane_sums_beside<kStash>(target, target_logit, x, first_class, count, mass, stash, max, ahead);
   if (const A block_max = max_lanes<A>(lanes.max); block_max > max) {
     max = block_max;
-    lanes = lane_sums<kStash>(x, first_class, count, mass, stash, finite_shift(max), ahead);
+    lanes = lane_sums_beside<kStash>(target, target_logit, x, first_class, count, mass, stash, max, ahead);
   }
   Statistics<A> result{max, sum_lanes<A>(lanes.sum), 0, 0};
+  if (target >= 0 && target_logit != max) result.others -= exp<A>(broadcast(target_logit - finite_shift(max)))[0];
   if constexpr (Mass::kReadsProbability) result.mass = sum_lanes<A>(lanes.mass);
   if constexpr (Mass::kDense) result.mass_times_x = sum_lanes<A>(lanes.mass_times_x);
   return result;
@@ -72,23 +75,24 @@ class Row {
   void start(const CrossEntropyParams& params, int64_t position) { mass_.start_row(params, position); }
 
   template <bool kStash>
-  Statistics<A> statistics(const T* x, A* stash) {
+  Statistics<A> statistics(const T* x, A* stash, int64_t target_class, A target_logit) {
     Statistics<A> blocks[kMaxRowBlocks];
     int num_blocks = 0;
     A max = -kInfinity<A>;
     for (int64_t first = 0; first < num_classes_; first += block_classes_, ++num_blocks) {
       const int64_t count = num_classes_ - first < block_classes_ ? num_classes_ - first : block_classes_;
-      blocks[num_blocks] =
-          block_statistics<kStash>(x + first, first, count, mass_, kStash ? stash + first : nullptr, max);
+      const int64_t target = target_class >= first && target_class < first + count ? target_class - first : -1;
+      blocks[num_blocks] = block_statistics<kStash>(x + first, first, count, mass_, kStash ? stash + first : nullptr,
+                                                    max, target, target_logit);
       max = maxima_[num_blocks] = blocks[num_blocks].max;
     }
     const A shift = finite_shift(max);
-    double sum = 0;
+    double others = 0;
     double mass_sum = 0;
     double mass_times_x = 0;
     for (int block = 0; block < num_blocks; ++block) {
       factors_[block] = block_factor(blocks[block].max, shift);
-      sum += static_cast<double>(blocks[block].sum) * factors_[block];
+      others += static_cast<double>(blocks[block].others) * factors_[block];
       if constexpr (Mass::kDense) {
         const A block_mass = Mass::kReadsProbability ? blocks[block].mass : block_masses_[block];
         mass_sum += block_mass;
@@ -96,7 +100,7 @@ class Row {
             blocks[block].mass_times_x + static_cast<double>(block_mass) * (finite_shift(blocks[block].max) - shift);
       }
     }
-    return {max, static_cast<A>(sum), static_cast<A>(mass_sum), static_cast<A>(mass_times_x)};
+    return {max, static_cast<A>(others), static_cast<A>(mass_sum), static_cast<A>(mass_times_x)};
   }
 
   // gradient = stash * factor - q * scale, the factor being the block's.
@@ -133,8 +137,9 @@ class Row {
     }
   }
 
-  A gradient_at_target(A row_mass, const PointMass<A>& point, A p) const {
-    return fused_losses::cpu::gradient_at_target(mass_total(row_mass), mass_, point.target_class, point.mass, p);
+  A gradient_at_target(A row_mass, const PointMass<A>& point, A p, A others) const {
+    return fused_losses::cpu::gradient_at_target(mass_total(row_mass), mass_, point.target_class, point.mass, p,
+                                                 others);
   }
   A mass_total(A row_mass) const {
     if constexpr (Mass::kReadsProbability) {
@@ -210,23 +215,32 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       // Read before the gradient is written: it may be written over the logits.
       const A target_logit = point.target_class >= 0 ? load_scalar(x + point.target_class) : A(0);
       const A* stash = nullptr;
-      Statistics<A> statistics;
+      Statistics<A> statistics{};
+      const auto target_exponential_of = [&](A max) {
+        return point.target_class >= 0 ? exp<A>(broadcast(target_logit - finite_shift(max)))[0] : A(0);
+      };
+      A target_exponential = 0;
+      A sum;
       A scale = common_scale<A>(params);
       if (params.mode == CrossEntropyMode::Backward) {
         statistics.max = static_cast<const A*>(params.row_max)[position];
-        statistics.sum = static_cast<const A*>(params.row_sum)[position];
-        statistics.mass = params.row_mass ? static_cast<const A*>(params.row_mass)[position] : A(0);
+        sum = static_cast<const A*>(params.row_sum)[position];
+        if (params.row_others) statistics.others = static_cast<const A*>(params.row_others)[position];
+        if (params.row_mass) statistics.mass = static_cast<const A*>(params.row_mass)[position];
+        target_exponential = target_exponential_of(statistics.max);
         scale *= static_cast<const A*>(params.grad_output)[position * params.grad_output_stride];
       } else {
         if (stashes) {
           A* row_stash = scratch;
           if constexpr (kSameType<T, A>) row_stash = scratch != nullptr ? scratch : gradient;
-          statistics = row.template statistics<true>(x, row_stash);
+          statistics = row.template statistics<true>(x, row_stash, point.target_class, target_logit);
           stash = row_stash;
         } else {
-          statistics = row.template statistics<false>(x, nullptr);
+          statistics = row.template statistics<false>(x, nullptr, point.target_class, target_logit);
         }
-        const A log_sum = log<A>(broadcast(statistics.sum))[0];
+        target_exponential = target_exponential_of(statistics.max);
+        sum = statistics.others + target_exponential;
+        const A log_sum = log_of_sum<A>(broadcast(sum), broadcast(target_exponential), broadcast(statistics.others))[0];
         A loss = 0;
         if (point.target_class >= 0)
           loss = point_loss(point.mass, log_sum, target_logit - finite_shift(statistics.max));
@@ -236,13 +250,14 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = loss;
         if (params.row_max != nullptr) {
           static_cast<A*>(params.row_max)[position] = statistics.max;
-          static_cast<A*>(params.row_sum)[position] = statistics.sum;
+          static_cast<A*>(params.row_sum)[position] = sum;
+          if (params.row_others != nullptr) static_cast<A*>(params.row_others)[position] = statistics.others;
           if (params.row_mass != nullptr) static_cast<A*>(params.row_mass)[position] = statistics.mass;
         }
         if (!wants_gradient) continue;
       }
       const A mass = row.mass_total(statistics.mass) + point.mass;
-      const A inverse_sum = A(1) / statistics.sum;
+      const A inverse_sum = A(1) / sum;
       const A factor = mass * scale * inverse_sum;
       if (stash != nullptr && streams) {
         row.template gradient_from_stash<true>(stash, gradient, factor, scale);
@@ -254,8 +269,8 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         row.template gradient_from_logits<false>(x, gradient, statistics.max, factor, scale);
       }
       if (point.target_class >= 0) {
-        const A p = exp<A>(broadcast(target_logit - finite_shift(statistics.max)))[0] * inverse_sum;
-        const A value = row.gradient_at_target(statistics.mass, point, p);
+        const A p = target_exponential * inverse_sum;
+        const A value = row.gradient_at_target(statistics.mass, point, p, statistics.others * inverse_sum);
         store_scalar(gradient + point.target_class, value * scale);
       }
     }

@@ -35,7 +35,7 @@ class TileKernel : private Positions<T, Mass> {
     if (params_.mode != CrossEntropyMode::Backward) {
       for (int64_t first = 0; first < params_.num_classes; first += kChunkClasses) {
         read(first);
-        if (first == 0) {
+        if (params_.mode == CrossEntropyMode::LossAndGradient) {
           add_to_statistics<true>(first);
         } else {
           add_to_statistics<false>(first);
@@ -79,12 +79,20 @@ class TileKernel : private Positions<T, Mass> {
     for (int64_t c = 0; c < num_classes; ++c) store(tile + c * kPositions + end_ - kLanes<A>, Vec<A>{});
   }
 
-  // Adds a chunk of classes and leaves exp(x - running maximum) in the tile buffer.
-  template <bool kFirst>
+  template <bool kGradient>
+  void add_to_statistics(int64_t first) {
+    if (first == 0) {
+      add_to_statistics<kGradient, true>(first);
+    } else {
+      add_to_statistics<kGradient, false>(first);
+    }
+  }
+
+  // Adds a chunk of classes and, for the gradient, leaves exp(x - running maximum) in the tile buffer.
+  template <bool kGradient, bool kFirst>
   FUSED_LOSSES_FLATTEN void add_to_statistics(int64_t first) {
     const int64_t count = chunk(first);
     const auto next = memory_.next_tile(static_cast<const T*>(params_.logits), params_.logits_layout, first);
-    const bool writes_gradient = params_.mode == CrossEntropyMode::LossAndGradient;
     const auto gradient = memory_.this_tile(static_cast<T*>(params_.gradient), params_.gradient_layout, first);
     for (int v = 0; v < end_; v += kLanes<A>) {
       const Vec<A> old_max = kFirst ? broadcast(-kInfinity<A>) : load(state_.max + v);
@@ -92,47 +100,56 @@ class TileKernel : private Positions<T, Mass> {
       for (int64_t c = 0; c < count; ++c) max = max_of(load(logits_ + c * kPositions + v), max);
       const Vec<A> shift = finite_shifts<A>(max);
       // Sums of a few classes, then of a chunk, then of all: each addition to a large sum would round away half an ULP.
-      Vec<A> sum{};
+      Vec<A> others{};
       Vec<A> mass{};
       Vec<A> mass_times_x{};
+      const Vec<A> rescale = kFirst ? Vec<A>{} : exp<A>(old_max - shift);
       Vec<A> target_logit = kFirst ? Vec<A>{} : load(state_.target_logit + v);
+      Vec<A> target_exponential = kFirst ? Vec<A>{} : load(state_.target_exponential + v) * rescale;
       const IntVec<A> target_class = load_integers<A>(state_.target_class + v);
       for (int64_t begin = 0; begin < count; begin += kSummedClasses) {
         const int64_t end = count - begin < kSummedClasses ? count : begin + kSummedClasses;
-        Vec<A> few_sum{};
+        Vec<A> few_others{};
         Vec<A> few_mass{};
         Vec<A> few_mass_times_x{};
         for (int64_t c = begin; c < end; ++c) {
           A* cell = logits_ + c * kPositions + v;
           next.prefetch(c, v);
-          if (writes_gradient) gradient.prefetch(c, v);
+          if constexpr (kGradient) gradient.prefetch(c, v);
           const Vec<A> x = load(cell);
           const Vec<A> shifted = x - shift;
           const Vec<A> exponential = exp<A>(shifted);
-          few_sum += exponential;
-          store(cell, exponential);
-          target_logit = select(target_class == static_cast<Integer<A>>(first + c), x, target_logit);
+          if constexpr (kGradient) store(cell, exponential);
+          if constexpr (Mass::kReadsProbability) {
+            few_others += exponential;
+          } else {
+            const IntVec<A> is_target = target_class == static_cast<Integer<A>>(first + c);
+            few_others += select(is_target, Vec<A>{}, exponential);
+            target_logit = select(is_target, x, target_logit);
+            target_exponential = select(is_target, exponential, target_exponential);
+          }
           if constexpr (Mass::kDense) {
             const Vec<A> q = mass_.of_class(first + c, probability(c, v));
             few_mass += q;
             few_mass_times_x += q * shifted;
           }
         }
-        sum += few_sum;
+        others += few_others;
         if constexpr (Mass::kDense) {
           mass += few_mass;
           mass_times_x += few_mass_times_x;
         }
       }
       if constexpr (!kFirst) {
-        sum += load(state_.sum + v) * exp<A>(old_max - shift);
+        others += load(state_.others + v) * rescale;
         const Vec<A> old_mass = load(state_.mass + v);
         mass += old_mass;
         mass_times_x += load(state_.mass_times_x + v) + old_mass * (finite_shifts<A>(old_max) - shift);
       }
       store(state_.max + v, max);
-      store(state_.sum + v, sum);
+      store(state_.others + v, others);
       store(state_.target_logit + v, target_logit);
+      store(state_.target_exponential + v, target_exponential);
       if constexpr (Mass::kDense) {
         store(state_.mass + v, mass);
         store(state_.mass_times_x + v, mass_times_x);
@@ -149,8 +166,8 @@ class TileKernel : private Positions<T, Mass> {
       const Vec<A> shift = finite_shifts<A>(load(state_.max + v));
       const Vec<A> scale = load(state_.scale + v);
       const Vec<A> per_sum = scale / load(state_.sum + v);
-      const Vec<A> point = load(state_.point_mass + v) * scale;
       const Vec<A> point_factor = load(state_.point_mass + v) * per_sum;
+      const Vec<A> at_target = Mass::kReadsProbability ? Vec<A>{} : -load(state_.others + v) * point_factor;
       const Vec<A> mass_factor = load(state_.mass + v) * per_sum;
       const IntVec<A> target_class = load_integers<A>(state_.target_class + v);
       // An ignored position has no mass at all.
@@ -164,9 +181,13 @@ class TileKernel : private Positions<T, Mass> {
           destination.prefetch(c, v);
           exponential = exp<A>(exponential - shift);
         }
-        // y (p - [c = t]) and Q p - q are differences of like terms: each is formed before they are added.
-        const IntVec<A> is_target = target_class == static_cast<Integer<A>>(first + c);
-        Vec<A> gradient = exponential * point_factor - select(is_target, point, Vec<A>{});
+        // y (p - [c = t]), which probability targets have not, and Q p - q are differences of like terms: each is
+        // formed before they are added.
+        Vec<A> gradient{};
+        if constexpr (!Mass::kReadsProbability) {
+          const IntVec<A> is_target = target_class == static_cast<Integer<A>>(first + c);
+          gradient = select(is_target, at_target, exponential * point_factor);
+        }
         if constexpr (Mass::kDense) {
           gradient +=
               multiply_subtract(exponential, mass_factor, mass_.of_class(first + c, probability(c, v)) * mass_scale);

@@ -1,5 +1,6 @@
 // exp, log and log1p as the kernels compute them, over an array: for the tests of their accuracy.
 // Compiled once per instruction set.
+#include "flush_to_zero.h"
 #include "kernels.h"
 #include "vec_math.h"
 
@@ -24,6 +25,8 @@ void map_function(ElementaryFunction function, const A* input, A* output, int64_
       return map(input, output, count, [](Vec<A> x) { return log1p(x); });
     case ElementaryFunction::LogOfComplement:
       return map(input, output, count, [](Vec<A> x) { return log_of_complement<A>(x); });
+    case ElementaryFunction::Log1pOfAny:
+      return map(input, output, count, [](Vec<A> x) { return log_of_sum<A>(x + A(1), broadcast(A(1)), x); });
   }
 }
 
@@ -32,6 +35,7 @@ void map_function(ElementaryFunction function, const A* input, A* output, int64_
 namespace FUSED_LOSSES_CAPABILITY {
 
 void elementary_function(ElementaryFunction function, DType dtype, const void* input, void* output, int64_t count) {
+  const FlushToZero flush;
   if (dtype == DType::Float64) {
     map_function(function, static_cast<const double*>(input), static_cast<double*>(output), count);
   } else {

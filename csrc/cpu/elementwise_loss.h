@@ -36,6 +36,12 @@ inline void copy_run(const W* source, int64_t stride, int64_t count, A* destinat
     for (int64_t i = 0; i < count; ++i) destination[i] = value;
   } else if (stride == 1 && kSameType<A, W>) {
     std::memcpy(destination, source, static_cast<size_t>(count) * sizeof(W));
+  } else if (stride == 1 && kSameType<A, Accumulation<W>>) {
+    int64_t i = 0;
+    if constexpr (kSameType<A, Accumulation<W>>) {
+      for (; i + kLanes<A> <= count; i += kLanes<A>) store(destination + i, load(source + i));
+    }
+    for (; i < count; ++i) destination[i] = static_cast<A>(load_scalar(source + i));
   } else {
     for (int64_t i = 0; i < count; ++i) destination[i] = static_cast<A>(load_scalar(source + i * stride));
   }
@@ -81,18 +87,63 @@ inline void fill_broadcast(const BroadcastOperand& operand, int64_t first, int64
   }
 }
 
+// A broadcast operand in the accumulation type, chunk by chunk.
+//
+// Note [Repeated operands]
+// A weight of the last axis alone, the usual case, repeats itself: it is laid out once, one period longer than a chunk,
+// and every chunk finds its own part there.
+template <class A>
+class BroadcastChunks {
+ public:
+  explicit BroadcastChunks(const BroadcastOperand& operand) : operand_(operand) {
+    if (operand.data == nullptr) {
+      for (A& value : values_) value = 1;
+      return;
+    }
+    const int last_dim = operand.num_dims - 1;
+    const bool repeats = last_dim == 0 ? operand.strides[0] == 0 : last_dim == 1 && operand.strides[0] == 0;
+    const int64_t period = last_dim == 0 ? 1 : operand.sizes[last_dim];
+    if (!repeats || period > kChunkElements) return;
+    period_ = period;
+    fill_broadcast(operand, 0, kChunkElements + period, values_);
+  }
+
+  // Elements [first, first + count), and a register more that may be read.
+  const A* chunk(int64_t first, int64_t count) {
+    if (operand_.data == nullptr) return values_;
+    if (period_ > 0) return values_ + first % period_;
+    fill_broadcast(operand_, first, count, values_);
+    return values_;
+  }
+
+ private:
+  const BroadcastOperand& operand_;
+  int64_t period_ = 0;  // 0: it does not repeat within a chunk
+  alignas(64) A values_[2 * kChunkElements + kLanes<A>] = {};
+};
+
+template <class A, bool kWeighted>
+struct ChunksIf {
+  using type = BroadcastChunks<A>;
+};
+template <class A>
+struct ChunksIf<A, false> {
+  struct type {
+    explicit type(const BroadcastOperand&) {}
+  };
+};
+
 template <class Formula, class T, class U, bool kWeighted>
 class ElementwiseKernel {
   using A = Accumulation<T>;
+  using Chunks = typename ChunksIf<A, kWeighted>::type;
 
  public:
   explicit ElementwiseKernel(const BinaryCrossEntropyParams& params)
-      : params_(params), scale_(static_cast<A>(params.gradient_scale)) {
-    if constexpr (kWeighted) {
-      for (A& value : weight_) value = 1;
-      for (A& value : pos_weight_) value = 1;
-    }
-  }
+      : params_(params),
+        scale_(static_cast<A>(params.gradient_scale)),
+        weights_(params.weight),
+        pos_weights_(params.pos_weight) {}
 
   template <bool kLoss, bool kGradient>
   void run(int64_t block_begin, int64_t block_end) {
@@ -117,8 +168,8 @@ class ElementwiseKernel {
   template <bool kLoss, bool kGradient>
   double chunk(int64_t first, int64_t count) {
     if constexpr (kWeighted) {
-      if (params_.weight.data != nullptr) fill_broadcast(params_.weight, first, count, weight_);
-      if (params_.pos_weight.data != nullptr) fill_broadcast(params_.pos_weight, first, count, pos_weight_);
+      weight_ = weights_.chunk(first, count);
+      pos_weight_ = pos_weights_.chunk(first, count);
     }
     if (kGradient && params_.stream_gradient) return sweep<kLoss, kGradient, true>(first, count);
     return sweep<kLoss, kGradient, false>(first, count);
@@ -225,9 +276,10 @@ class ElementwiseKernel {
   const BinaryCrossEntropyParams& params_;
   A scale_;
   UnsignedVec<A> largest_bits_{};
-  // One register longer than a chunk, so that the last one may be read whole.
-  alignas(64) A weight_[kWeighted ? kChunkElements + kLanes<A> : 1] = {};
-  alignas(64) A pos_weight_[kWeighted ? kChunkElements + kLanes<A> : 1] = {};
+  Chunks weights_;
+  Chunks pos_weights_;
+  const A* weight_ = nullptr;  // of the chunk
+  const A* pos_weight_ = nullptr;
 };
 
 template <class Formula, class T, class U, bool kWeighted>

@@ -11,7 +11,7 @@
 
 namespace fused_losses::cpu {
 
-enum class ElementaryFunction : int64_t { Exp, Log, Log1p, LogOfComplement };
+enum class ElementaryFunction : int64_t { Exp, Log, Log1p, LogOfComplement, Log1pOfAny };
 
 // A kernel works on a range of blocks; blocks have a fixed size, so that sums do not depend on the number of threads.
 using CrossEntropyKernel = void(const CrossEntropyParams&, int64_t block_begin, int64_t block_end);

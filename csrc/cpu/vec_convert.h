@@ -97,16 +97,26 @@ inline UnsignedVec<A> max_of(UnsignedVec<A> a, UnsignedVec<A> b) {
   return a > b ? a : b;
 }
 
-// value * 2^exponent for an integral exponent in [-1100, 1100], rounded once when the result is subnormal; 0 where
-// x < lowest, whatever the exponent is there.
+// For x at which 2^n, n = x log2(e) rounded, may have no normal number. scale(value, n, x, lowest) is value * 2^n for
+// what this left of x, and 0 where x < lowest: the instruction for it must not see the others, since it needs an assist
+// where it underflows. Elsewhere the bits of 2^n become 0 instead, which `bound` sees to.
 #if defined(__AVX512F__)
-inline Vec<float> scale_unless_below(Vec<float> value, Vec<float> exponent, Vec<float> x, Vec<float> lowest) {
-  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, lowest, _CMP_NLT_UQ), value, exponent);
+template <class V>
+inline V bounded_below(V, V x) {
+  return x;
 }
-inline Vec<double> scale_unless_below(Vec<double> value, Vec<double> exponent, Vec<double> x, Vec<double> lowest) {
-  return _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(x, lowest, _CMP_NLT_UQ), value, exponent);
+inline Vec<float> scale(Vec<float> value, Vec<float> exponent, Vec<float> x, float lowest) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, broadcast(lowest), _CMP_NLT_UQ), value, exponent);
+}
+inline Vec<double> scale(Vec<double> value, Vec<double> exponent, Vec<double> x, double lowest) {
+  return _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(x, broadcast(lowest), _CMP_NLT_UQ), value, exponent);
 }
 #else
+template <class V>
+inline V bounded_below(V bound, V x) {
+  return max_of(bound, x);  // a NaN stays: see Note [NaN in maxima]
+}
+
 template <class A>
 struct FloatFormat;
 template <>
@@ -120,38 +130,19 @@ struct FloatFormat<double> {
   static constexpr int64_t kExponentBias = 1023;
 };
 
-// In two factors, since 2^exponent itself may be outside the format. A function of its own: where a register needs it,
-// the others pay for the call alone.
-template <class A>
-__attribute__((noinline)) Vec<A> scale_in_two_steps(Vec<A> value, Vec<A> exponent, IntVec<A> is_below) {
+template <class V, class A, class I>
+inline V scale_by_bits(V value, V exponent) {
   using Format = FloatFormat<A>;
-  exponent = select(is_below, Vec<A>{}, exponent);
   // 1.5 * 2^mantissa_bits puts the integer into the low bits: no conversion instruction is needed.
   const A magic = static_cast<A>(3ull << (Format::kMantissaBits - 1));
-  const IntVec<A> n = bit_cast<IntVec<A>>(exponent + magic) - bit_cast<IntVec<A>>(broadcast<A>(magic));
-  // Biased before the shift: SSE2 and AVX2 have no arithmetic shift of 64-bit lanes, and 2048 + n is never negative.
-  const IntVec<A> half = ((n + 2048) >> 1) - 1024;
-  const IntVec<A> first = (half + Format::kExponentBias) << Format::kMantissaBits;
-  const IntVec<A> second = (n - half + Format::kExponentBias) << Format::kMantissaBits;
-  return select(is_below, Vec<A>{}, value * bit_cast<Vec<A>>(first) * bit_cast<Vec<A>>(second));
+  const I biased = bit_cast<I>(exponent + magic) - (bit_cast<I>(broadcast<A>(magic)) - Format::kExponentBias);
+  return value * bit_cast<V>(biased << Format::kMantissaBits);
 }
-// x >= lowest_normal means exponent >= 1 - bias: the factor is a normal number.
-template <class A>
-inline Vec<A> scale(Vec<A> value, Vec<A> exponent, Vec<A> x, Vec<A> lowest, A lowest_normal) {
-  using Format = FloatFormat<A>;
-  if (__builtin_expect(any_lane(x < broadcast(lowest_normal)), 0)) {
-    return scale_in_two_steps<A>(value, exponent, x < lowest);
-  }
-  const A magic = static_cast<A>(3ull << (Format::kMantissaBits - 1));
-  const IntVec<A> biased =
-      bit_cast<IntVec<A>>(exponent + magic) - (bit_cast<IntVec<A>>(broadcast<A>(magic)) - Format::kExponentBias);
-  return value * bit_cast<Vec<A>>(biased << Format::kMantissaBits);
+inline Vec<float> scale(Vec<float> value, Vec<float> exponent, Vec<float>, float) {
+  return scale_by_bits<Vec<float>, float, IntVec<float>>(value, exponent);
 }
-inline Vec<float> scale_unless_below(Vec<float> value, Vec<float> exponent, Vec<float> x, Vec<float> lowest) {
-  return scale<float>(value, exponent, x, lowest, -87.3f);
-}
-inline Vec<double> scale_unless_below(Vec<double> value, Vec<double> exponent, Vec<double> x, Vec<double> lowest) {
-  return scale<double>(value, exponent, x, lowest, -708.3);
+inline Vec<double> scale(Vec<double> value, Vec<double> exponent, Vec<double>, double) {
+  return scale_by_bits<Vec<double>, double, IntVec<double>>(value, exponent);
 }
 #endif
 

@@ -7,7 +7,8 @@
 //   log:   x = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). In float32 log(1 + f) = f + f^2 q(f), because a division
 //          costs more than the longer polynomial; in float64 log(1 + f) = 2 atanh(s) = 2 s + 2 s^3 q(s^2), s = f / (2 +
 //          f).
-//   log1p: on [0, 1] only, which is all that a binary cross-entropy needs, in the same two ways.
+//   log1p: on [0, 1] only, which is all that a binary cross-entropy needs, in the same two ways; log_of_sum is one of
+//          any argument.
 // tests/native/test_elementary_functions.py holds the largest error of each in ULP over its whole range.
 #pragma once
 
@@ -32,8 +33,9 @@ struct MathConstants<float> {
   static constexpr float kLog2E = 0x1.715476p+0f;
   static constexpr float kLn2High = 0x1.62ep-1f;  // 12 bits: n * kLn2High is exact
   static constexpr float kLn2Low = 3.19461849e-5f;
-  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
-  static constexpr float kExpLowest = -104.0f;  // exp rounds to 0 here and below
+  static constexpr float kRound = 12582912.0f;    // 1.5 * 2^23
+  static constexpr float kExpLowest = -87.3365f;  // exp is subnormal below
+  static constexpr float kExpZero = -88.0f;       // where 2^n, n = -127, has become 0
   static constexpr float kExp[] = {0.5000000027f, 0.1666657665f, 0.04166637427f, 0.008363235069f,
                                    0.001394120437f};  // 8e-9
   static constexpr float kLog[] = {-0.4999998916f, 0.3333330806f,  -0.2500152554f, 0.2000303446f,  -0.1661102029f,
@@ -52,7 +54,8 @@ struct MathConstants<double> {
   static constexpr double kLn2High = 0x1.62e42fee00000p-1;  // 32 bits
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double kExpLowest = -746.0;
+  static constexpr double kExpLowest = -708.3964;
+  static constexpr double kExpZero = -709.0;
   static constexpr double kExp[] = {0.49999999999999999997,   0.1666666666666667103,    0.041666666666666683892,
                                     0.008333333333326083043,  0.0013888888888874327325, 0.00019841269875002816428,
                                     2.4801587347515960777e-5, 2.7557255169160032197e-6, 2.7557252734314130101e-7,
@@ -69,18 +72,15 @@ struct MathConstants<double> {
   static constexpr double kTwoToMantissa = 0x1p52;
 };
 
-// x <= 88 (float) or 709 (double), -inf and NaN. Subnormal results are rounded once.
-//
-// Note [Vanishing exponentials]
-// Where the result is 0 (a masked logit of -inf, above all) it is not computed: producing a subnormal number or
-// underflowing costs the processor a microcode assist of more than a hundred cycles per register.
+// x <= 88 (float) or 709 (double), -inf and NaN. Results below the smallest normal number are 0 where the processor
+// flushes them, as it does in the kernels: see Note [Subnormal numbers]. From kExpZero down they are 0 in any case.
 template <class A>
 inline Vec<A> exp(Vec<A> x) {
   using C = MathConstants<A>;
+  x = bounded_below(broadcast<A>(C::kExpZero), x);
   const Vec<A> n = (x * C::kLog2E + C::kRound) - C::kRound;
   const Vec<A> r = (x - n * C::kLn2High) - n * C::kLn2Low;
-  const Vec<A> value = (r * r) * polynomial(r, C::kExp) + r + A(1);
-  return scale_unless_below(value, n, x, broadcast<A>(C::kExpLowest));
+  return scale((r * r) * polynomial(r, C::kExp) + r + A(1), n, x, C::kExpLowest);
 }
 
 // log(1 + f) for -0.3 < f <= 1 by 2 atanh(s), s = f / (2 + f). Since 2 s = f - s f, it is f less a smaller term, and
@@ -122,7 +122,8 @@ inline Reduced<A> reduce(Vec<A> x) {
   const IntVec<A> is_subnormal = x < broadcast<A>(C::kSmallestNormal);
   x = select(is_subnormal, x * C::kTwoToMantissa, x);
   const IntVec<A> bits = bit_cast<IntVec<A>>(x);
-  // Biased, so that the difference is positive before the shift: see scale_in_two_steps.
+  // Biased, so that the difference is positive before the shift: SSE2 and AVX2 have no
+  // arithmetic shift of 64-bit lanes.
   constexpr Integer<A> kBias = C::kExponentBias;
   const IntVec<A> n = ((bits - C::kSqrtHalfBits + (kBias << C::kMantissaBits)) >> C::kMantissaBits) - kBias;
   const Vec<A> exponent = __builtin_convertvector(n, Vec<A>);
@@ -154,6 +155,17 @@ inline Vec<A> with_log_limits(Vec<A> x, Vec<A> result) {
 template <class A>
 inline Vec<A> log(Vec<A> x) {
   return with_log_limits<A>(x, log_of_reduced(reduce<A>(x)));
+}
+
+// log(first + second) for 0 <= first <= 1 <= sum, `sum` being their rounded sum, and NaN; log1p(second) where first is
+// 1. What the rounding lost is given back to the fraction, as below; from 4 on it would not show.
+template <class A>
+inline Vec<A> log_of_sum(Vec<A> sum, Vec<A> first, Vec<A> second) {
+  const Vec<A> lost = second - (sum - first);
+  Reduced<A> reduced = reduce<A>(sum);
+  const Vec<A> lost_of_large = select(reduced.exponent == broadcast(A(1)), lost * A(0.5), Vec<A>{});
+  reduced.fraction += select(reduced.exponent < broadcast(A(1)), lost, lost_of_large);
+  return with_log_limits<A>(sum, log_of_reduced(reduced));
 }
 
 // log(x) where `is_log`, else log(1 - x), for 0 <= x <= 1; at most -100 for log 0. What rounding 1 - x lost of x, which

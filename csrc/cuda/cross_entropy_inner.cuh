@@ -120,10 +120,11 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
           statistics[k].raise(max);
           const A shift = finite_shift(max);
           const DenseMass<T, kDense> dense(params, {outer, inner + k});
+          const int64_t target_element = targets[k].target_class - first;  // not summed: see Note [Confident rows]
 #pragma unroll
           for (int i = 0; i < kClassesInFlight<kDense>; ++i) {
             const A shifted = to_accumulation(x[i].elements[k]) - shift;
-            statistics[k].sum += exp_of_shifted<T>(shifted);
+            if (i != target_element) statistics[k].sum += exp_of_shifted<T>(shifted);
             if constexpr (kDense) {
               if (first + i >= params.num_classes || k >= count) continue;
               const A mass = dense.at(first + i);
@@ -141,6 +142,7 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
         if (targets[k].target_class >= 0) {
           target_logit = to_accumulation(logits[k + targets[k].target_class * logits_stride]);
         }
+        statistics[k].template add_target<T>(targets[k].target_class, target_logit);
         const A loss = row_loss(statistics[k], targets[k], target_logit, kDense);
         block_loss += static_cast<double>(loss);
         write_row(params, position + k, statistics[k], loss);

@@ -76,6 +76,15 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
     }
     statistics.max = max_of_lanes<Geometry::kLanes>(statistics.max);
     const A shift = finite_shift(statistics.max);
+    // The target's exponential is not summed, and its gradient is not made of it: see Note [Confident rows].
+    const int target_class = static_cast<int>(target.target_class);
+#pragma unroll
+    for (int i = 0; i < Geometry::kPackets; ++i) {
+      const int target_element = target_class - window.first_element(thread + i * Geometry::kThreads);
+      if (target_element < 0 || target_element >= kElements) continue;
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) x[i][k] = k == target_element ? -kInfinity<A> : x[i][k];
+    }
 #pragma unroll
     for (int i = 0; i < Geometry::kPackets; ++i) {
 #pragma unroll
@@ -85,6 +94,7 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
     }
     statistics = merge_group<Geometry::kThreads, false>(statistics);
     if (!exists) return;
+    statistics.template add_target<T>(target.target_class, target_logit);
 
     if (thread == 0) {
       const A loss = row_loss(statistics, target, target_logit, false);
@@ -93,7 +103,6 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
     }
     if (params.mode == CrossEntropyMode::Loss) return;
     const RowGradient<T, false> gradient(statistics, target, row_scale<A>(params, position));
-    const int target_class = static_cast<int>(target.target_class);
     T* gradients = static_cast<T*>(params.gradient) + params.gradient_layout.offset(place);
 #pragma unroll
     for (int i = 0; i < Geometry::kPackets; ++i) {

@@ -17,13 +17,22 @@ __device__ __forceinline__ A finite_shift(A max) {
   return max == -kInfinity<A> ? A(0) : max;
 }
 
-// A row's max m, sum of exp(x - m), and with a dense mass q: sum of q and of q (x - m). m is finite_shift(max).
+// A row's max m, sum of exp(x - m), and with a dense mass q: sum of q and of q (x - m). m is finite_shift(max). The sum
+// is first that of the classes beside the target: see Note [Confident rows].
 template <class A>
 struct RowStatistics {
   A max = -kInfinity<A>;
   A sum = 0;
   A mass = 0;
   A mass_times_x = 0;
+  A others = 0;
+
+  // What was summed becomes `others`, and with the target the sum.
+  template <class T>
+  __device__ __forceinline__ void add_target(int64_t target_class, A target_logit) {
+    others = sum;
+    if (target_class >= 0) sum += exp_of_shifted<T>(target_logit - finite_shift(max));
+  }
 
   // The same sums relative to a larger maximum.
   __device__ __forceinline__ void raise(A new_max) {
@@ -181,16 +190,16 @@ struct RowGradient {
   A scale;
   A inverse_sum;
   A mass;
-  A point_mass;
   A factor;
+  A point_mass_of_others;
 
   __device__ __forceinline__ RowGradient(const RowStatistics<A>& statistics, const RowTarget<A>& target, A scale_of_row)
       : shift(finite_shift(statistics.max)),
         scale(target.ignored ? A(0) : scale_of_row),
         inverse_sum(A(1) / statistics.sum),
         mass(kDense && !target.ignored ? statistics.mass : A(0)),
-        point_mass(target.point_mass),
-        factor((mass + point_mass) * scale * inverse_sum) {}
+        factor((mass + target.point_mass) * scale * inverse_sum),
+        point_mass_of_others(target.point_mass * (statistics.others * inverse_sum)) {}
 
   // `dense_mass` is q_c.
   __device__ __forceinline__ T at(A x, bool is_target, A dense_mass) const {
@@ -199,7 +208,7 @@ struct RowGradient {
     if constexpr (kDense) value -= dense_mass * scale;
     if (is_target) {
       const A p = exponential * inverse_sum;
-      value = derivative_at_target(p, mass, dense_mass, point_mass) * scale;
+      value = derivative_at_target(p, mass, dense_mass, point_mass_of_others) * scale;
     }
     return from_accumulation<T>(value);
   }
@@ -210,9 +219,10 @@ template <class A>
 __device__ __forceinline__ A row_loss(const RowStatistics<A>& statistics, const RowTarget<A>& target, A target_logit,
                                       bool dense) {
   if (target.ignored) return A(0);
-  const A log_sum = log_of(statistics.sum);
-  A loss = 0;
   const A shifted_logit = target_logit - finite_shift(statistics.max);
+  const bool is_largest = target.target_class >= 0 && shifted_logit == A(0);
+  const A log_sum = is_largest ? log1p_of(statistics.others) : log_of(statistics.sum);
+  A loss = 0;
   if (target.target_class >= 0) loss = point_loss(target.point_mass, log_sum, shifted_logit);
   if (dense) loss += dense_loss(statistics.mass, log_sum, statistics.mass_times_x);
   return loss;
@@ -225,6 +235,7 @@ __device__ __forceinline__ void write_row(const CrossEntropyParams& params, int6
   if (params.row_max == nullptr) return;
   static_cast<A*>(params.row_max)[position] = statistics.max;
   static_cast<A*>(params.row_sum)[position] = statistics.sum;
+  if (params.row_others != nullptr) static_cast<A*>(params.row_others)[position] = statistics.others;
   if (params.row_mass != nullptr) static_cast<A*>(params.row_mass)[position] = statistics.mass;
 }
 
@@ -234,6 +245,7 @@ __device__ __forceinline__ RowStatistics<A> read_row(const CrossEntropyParams& p
   RowStatistics<A> statistics;
   statistics.max = static_cast<const A*>(params.row_max)[position];
   statistics.sum = static_cast<const A*>(params.row_sum)[position];
+  if (params.row_others != nullptr) statistics.others = static_cast<const A*>(params.row_others)[position];
   if (params.row_mass != nullptr) statistics.mass = static_cast<const A*>(params.row_mass)[position];
   set_common_mass(params, statistics);
   return statistics;

@@ -52,9 +52,11 @@ struct SweptRow {
         window(logits, exists ? params.num_classes : 0),
         dense(params, place) {}
 
-  // One thread's share: packets thread, thread + kThreads, ...
+  // One thread's share: packets thread, thread + kThreads, ... The target's exponential is not summed: see Note
+  // [Confident rows].
   template <int kThreads, bool kKeeps>
-  __device__ __forceinline__ RowStatistics<A> statistics(int thread, const KeptPackets<T, kKeeps>& kept) const {
+  __device__ __forceinline__ RowStatistics<A> statistics(int thread, const KeptPackets<T, kKeeps>& kept,
+                                                         int64_t target_class) const {
     constexpr int kElements = kPacketElements<T>;
     constexpr int kInFlight = kDense ? 1 : 4;  // packets of a thread that are asked for before the first is used
     const T outside = from_accumulation<T>(-kInfinity<A>);
@@ -80,10 +82,17 @@ struct SweptRow {
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
         const int64_t c = window.first_element(first + i * kThreads);
+        const int64_t target_element = target_class - c;
+        if (!kDense && target_element >= 0 && target_element < kElements) {
+#pragma unroll
+          for (int k = 0; k < kElements; ++k) {
+            if (k == target_element) x[i].elements[k] = outside;
+          }
+        }
 #pragma unroll
         for (int k = 0; k < kElements; ++k) {
           const A shifted = to_accumulation(x[i].elements[k]) - shift;
-          result.sum += exp_of_shifted<T>(shifted);
+          if (!kDense || k != target_element) result.sum += exp_of_shifted<T>(shifted);
           if constexpr (kDense) {
             if (!window.holds(c + k)) continue;
             const A mass = dense.at(c + k);
@@ -136,7 +145,7 @@ constexpr bool kKeepsPackets = kThreads > kWarpThreads;
 // See Note [Launch bounds].
 template <class T, int kThreads, bool kDense, bool kBackward>
 constexpr int sweep_registers() {
-  if (kThreads <= 128) return sizeof(T) == 4 ? 80 : sizeof(T) == 2 && !kDense ? 96 : 128;
+  if (kThreads <= 128) return sizeof(T) == 4 ? 80 : sizeof(T) == 2 && !kDense && kBackward ? 96 : 128;
   const bool is_small = kDense ? sizeof(T) <= 4 : sizeof(T) == 4 && kBackward;
   return is_small && !kBlackwell ? 64 : 128;
 }
@@ -153,12 +162,15 @@ __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
   double block_loss = 0;
   const auto do_row = [&](int64_t position, bool exists, int thread) {
     const SweptRow<T, kDense> row(params, position, exists);
-    RowStatistics<A> statistics = merge_group<kThreads, kDense>(row.template statistics<kThreads>(thread, kept));
+    RowTarget<A> target;
+    if (exists) target = read_target<A>(params, position);
+    RowStatistics<A> statistics =
+        merge_group<kThreads, kDense>(row.template statistics<kThreads>(thread, kept, target.target_class));
     if (!exists) return;
-    const RowTarget<A> target = read_target<A>(params, position);
     set_common_mass(params, statistics);
+    const A target_logit = target.target_class >= 0 ? to_accumulation(row.logits[target.target_class]) : A(0);
+    statistics.template add_target<T>(target.target_class, target_logit);
     if (thread == 0) {
-      const A target_logit = target.target_class >= 0 ? to_accumulation(row.logits[target.target_class]) : A(0);
       const A loss = row_loss(statistics, target, target_logit, kDense);
       block_loss += static_cast<double>(loss);
       write_row(params, position, statistics, loss);

@@ -26,13 +26,7 @@ struct ScalarMath {
   static __device__ __forceinline__ A max_of(A a, A b) { return a > b ? a : b; }
   static __device__ __forceinline__ A log(A x) { return log_of(x); }
   static __device__ __forceinline__ A exp(A x) { return exp_of_shifted<A>(x); }
-  static __device__ __forceinline__ A log1p(A x) {
-    if constexpr (kSameType<A, double>) {
-      return ::log1p(x);
-    } else {
-      return log1pf(x);
-    }
-  }
+  static __device__ __forceinline__ A log1p(A x) { return log1p_of(x); }
   static __device__ __forceinline__ A log_of_complement(A x) { return log1p(-x); }
   static __device__ __forceinline__ A log_of_either(bool is_log, A x) { return is_log ? log(x) : log1p(-x); }
 };

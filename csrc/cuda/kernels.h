@@ -24,6 +24,7 @@ int64_t binary_cross_entropy_with_logits(const BinaryCrossEntropyParams& params,
 struct MeanOfTargets {
   double* denominator;
   void* inverse;
+  bool is_smoothed = false;  // a mean of targets without weight is NaN, whatever label smoothing leaves to divide
 };
 // `block_sums`: [kMaxBlockSums], scratch.
 void weigh_targets(const IndexTarget& target, int64_t num_positions, DType dtype, const MeanOfTargets& mean,

@@ -30,7 +30,8 @@ __device__ __forceinline__ double weigh(const IndexTarget& target, int64_t num_p
 }
 
 template <class A>
-__device__ __forceinline__ void write_mean(const MeanOfTargets& mean, double denominator) {
+__device__ __forceinline__ void write_mean(const MeanOfTargets& mean, double weight) {
+  const double denominator = mean.is_smoothed && weight == 0 ? static_cast<double>(NAN) : weight;
   *mean.denominator = denominator;
   *static_cast<A*>(mean.inverse) = static_cast<A>(1.0 / denominator);
 }

@@ -84,10 +84,12 @@ class Call : public CrossEntropyProblem {
     params.positions_per_block = quantum * std::max<int64_t>(1, kElementsPerBlock / (params.num_classes * quantum));
   }
 
-  // Index targets are checked here, whatever the reduction.
+  // Index targets are checked here, whatever the reduction. A mean of targets without weight is NaN, also where label
+  // smoothing leaves a loss to divide.
   double mean_denominator() const {
     if (is_probability()) return static_cast<double>(params.num_positions);
-    return check_targets(params.target, params.num_positions);
+    const double weight = check_targets(params.target, params.num_positions);
+    return weight == 0 && params.target_kind == TargetKind::SmoothedIndex ? __builtin_nan("") : weight;
   }
 
   cpu::CrossEntropyKernel* kernel_ = nullptr;

@@ -46,14 +46,14 @@ Tensor CrossEntropyProblem::new_losses() {
 }
 
 Tensor CrossEntropyProblem::new_statistics() {
-  Tensor statistics = empty({is_probability() ? 3 : 2, params.num_positions}, accumulation(), logits_);
+  Tensor statistics = empty({3, params.num_positions}, accumulation(), logits_);
   set_statistics(statistics);
   return statistics;
 }
 
 void CrossEntropyProblem::set_statistics(const Tensor& statistics) {
   check_device(statistics, logits_);
-  const std::vector<int64_t> expected{is_probability() ? 3 : 2, params.num_positions};
+  const std::vector<int64_t> expected{3, params.num_positions};
   if (to_vector(statistics.sizes()) != expected || statistics.scalar_type() != accumulation() ||
       !statistics.is_contiguous()) {
     refuse("statistics are not those of this call");
@@ -62,7 +62,7 @@ void CrossEntropyProblem::set_statistics(const Tensor& statistics) {
   const int64_t row_bytes = params.num_positions * static_cast<int64_t>(statistics.element_size());
   params.row_max = data;
   params.row_sum = data + row_bytes;
-  params.row_mass = is_probability() ? data + 2 * row_bytes : nullptr;
+  (is_probability() ? params.row_mass : params.row_others) = data + 2 * row_bytes;
 }
 
 void CrossEntropyProblem::set_backward(const Tensor& grad_output, const Tensor& statistics) {

@@ -44,7 +44,7 @@ class CrossEntropyProblem {
 
   // Uninitialised losses of every position, which the kernels fill.
   Tensor new_losses();
-  // [2 or 3, num_positions], the rows' m, S and, with probability targets, Q.
+  // [3, num_positions], the rows' m, S and S' or, with probability targets, Q.
   Tensor new_statistics();
   // Makes it the backward of a forward that left these statistics.
   void set_backward(const Tensor& grad_output, const Tensor& statistics);

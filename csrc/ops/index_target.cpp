@@ -23,7 +23,8 @@ std::optional<Tensor> prepare_class_weight(const std::optional<Tensor>& weight, 
   if (!weight.has_value()) return std::nullopt;
   if (weight->dim() != 1 || weight->size(0) != num_classes) refuse("weight must have one value per class");
   const ScalarType type = weight->scalar_type();
-  if (type != input_type && !(promote && is_float_type(type))) refuse("weight must have the input's type");
+  const bool fits_promoted = is_float_type(type) && type != ScalarType::Double;  // torch promotes no further
+  if (type != input_type && !(promote && fits_promoted)) refuse("weight must have the input's type");
   return as_contiguous(cast(*weight, accumulation_type(input_type)));
 }
 

@@ -2,6 +2,9 @@
 //
 // reduction is 0 (none), 1 (mean) or 2 (sum), as in torch.nn._reduction. `promote` asks for the loss in the
 // accumulation type although the logits have 16 bits, and admits class weights of another type: what autocast does.
+//
+// `*_with_gradient` makes the gradient for `grad_output`, with the bits that `*_backward` has for that number, and for
+// reduction 0 with an expanded one (a sum) too: which of them made a gradient cannot be told.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -98,8 +98,7 @@ def _fake_with_statistics(
     num_positions = 1
     for size in position_sizes(logits.shape):
         num_positions = num_positions * size
-    num_rows = 3 if is_probability(target) else 2
-    statistics = logits.new_empty((num_rows, num_positions), dtype=accumulation_dtype(logits.dtype))
+    statistics = logits.new_empty((3, num_positions), dtype=accumulation_dtype(logits.dtype))
     return _fake_loss(logits, target, class_weight, *options), statistics
 
 

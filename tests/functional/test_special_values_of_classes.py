@@ -10,6 +10,8 @@ import torch
 from losses import CLASS_LOSSES, CROSS_ENTROPY, FLOAT_DTYPES, NLL_LOSS, REDUCTIONS, sample
 from parity import check_parity, run
 
+from fused_losses import _ops
+
 INF, NAN = torch.inf, torch.nan
 
 # 5 classes: few. 5000: many, longer than a block of 4096, so block and tail can be of different kinds.
@@ -224,3 +226,49 @@ def test_nll_loss_passes_specials_on_from_the_target_only(value, place, device):
     check_parity(NLL_LOSS, log_probability, target, reduction="none")
     loss = NLL_LOSS.ours(log_probability, target)
     assert loss.isfinite() == (place == "last")
+
+
+def same_values(ours, torchs):
+    for our_result, torchs_result in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(our_result, torchs_result, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("by_probability", [False, True])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 100), (4, 3000), (4, 5, 3), (2, 100, 3)], ids=str)
+def test_an_infinite_weight_of_an_absent_class(shape, by_probability, reduction, device):
+    """Smoothing spreads mass to it: every loss is infinite, also where its logit is the largest."""
+    logits = torch.randn(shape, device=device)
+    logits[0, 0] = 9.0
+    weight = torch.ones(shape[1], device=device)
+    weight[0] = INF
+    target = torch.randint(1, shape[1], shape[:1] + shape[2:], device=device)
+    target = torch.rand(shape, device=device).softmax(1) if by_probability else target
+    options = dict(weight=weight, label_smoothing=0.1, reduction=reduction)
+    ours = run(CROSS_ENTROPY.ours, logits, target, **options)
+    same_values(ours, run(CROSS_ENTROPY.torchs, logits, target, **options))
+    assert (ours.loss == INF).all()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 100), (4, 3000), (4, 5, 3)], ids=str)
+def test_targets_without_weight(shape, label_smoothing, device):
+    """Their mean is 0 / 0, although smoothing leaves a loss; what is ignored keeps a gradient of 0."""
+    weight = torch.ones(shape[1], device=device)
+    weight[2] = 0
+    target = torch.full(shape[:1] + shape[2:], 2, device=device)
+    target[1] = -100
+    operands = (torch.randn(shape, device=device), target)
+    ours = run(CROSS_ENTROPY.ours, *operands, weight=weight, label_smoothing=label_smoothing)
+    same_values(ours, run(CROSS_ENTROPY.torchs, *operands, weight=weight, label_smoothing=label_smoothing))
+    assert ours.loss.isnan() and (ours.gradient[1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_promotion_takes_no_float64_weight(dtype, device):
+    """Under autocast torch refuses it for indices and returns float64 for probabilities: neither is the kernels'."""
+    logits, target = sample(CROSS_ENTROPY, (4, 5), dtype, device)
+    with pytest.raises((ValueError, RuntimeError), match="weight must have the input's type"):
+        _ops.cross_entropy_forward(
+            logits, target, torch.ones(5, dtype=torch.float64, device=device), 1, -100, 0.1, True
+        )

@@ -31,6 +31,7 @@ def test_cross_entropy(options: tuple[int, int, float, bool], weighted: bool) ->
     torch.library.opcheck(_ops.cross_entropy_with_statistics, arguments, test_utils=BUILDING_BLOCK)
     if options[0] != 0:
         torch.library.opcheck(_ops.cross_entropy_with_gradient, arguments, test_utils=BUILDING_BLOCK)
+        torch.library.opcheck(_ops.cross_entropy_with_gradient, (*arguments, 0.5), test_utils=BUILDING_BLOCK)
     loss, statistics = _ops.cross_entropy_with_statistics(*arguments)
     torch.library.opcheck(
         _ops.cross_entropy_backward,
@@ -73,7 +74,9 @@ def test_binary_cross_entropy(reduction: int) -> None:
     arguments = (input.detach(), target, weight, reduction)
     torch.library.opcheck(_ops.binary_cross_entropy_forward, arguments, test_utils=BUILDING_BLOCK)
     if reduction != 0:
-        torch.library.opcheck(_ops.binary_cross_entropy_with_gradient, arguments, test_utils=BUILDING_BLOCK)
+        for grad_output in ((), (0.5,)):
+            with_gradient = (*arguments, *grad_output)
+            torch.library.opcheck(_ops.binary_cross_entropy_with_gradient, with_gradient, test_utils=BUILDING_BLOCK)
     grad_output = torch.ones_like(_ops.binary_cross_entropy_forward(*arguments))
     torch.library.opcheck(_ops.binary_cross_entropy_backward, (grad_output, *arguments), test_utils=BUILDING_BLOCK)
 
@@ -86,7 +89,11 @@ def test_binary_cross_entropy_with_logits(reduction: int) -> None:
     arguments = (logits, target, weight, weight, reduction)
     torch.library.opcheck(_ops.binary_cross_entropy_with_logits_forward, arguments, test_utils=BUILDING_BLOCK)
     if reduction != 0:
-        torch.library.opcheck(_ops.binary_cross_entropy_with_logits_with_gradient, arguments, test_utils=BUILDING_BLOCK)
+        for grad_output in ((), (0.5,)):
+            with_gradient = (*arguments, *grad_output)
+            torch.library.opcheck(
+                _ops.binary_cross_entropy_with_logits_with_gradient, with_gradient, test_utils=BUILDING_BLOCK
+            )
     grad_output = torch.ones_like(_ops.binary_cross_entropy_with_logits_forward(*arguments))
     torch.library.opcheck(
         _ops.binary_cross_entropy_with_logits_backward, (grad_output, *arguments), test_utils=BUILDING_BLOCK

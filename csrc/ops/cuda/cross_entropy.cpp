@@ -21,10 +21,11 @@ class Call : public CrossEntropyProblem {
       divisor_ = static_cast<double>(params.num_positions);
       params.gradient_scale = 1.0 / divisor_;
     } else {
-      weigh_targets(params.target, params.num_positions, params.dtype, scratch_.mean(), scratch_.block_sums(),
-                    stream());
-      denominator_ = scratch_.mean().denominator;
-      params.device_gradient_scale = scratch_.mean().inverse;
+      MeanOfTargets mean = scratch_.mean();
+      mean.is_smoothed = params.target_kind == TargetKind::SmoothedIndex;
+      weigh_targets(params.target, params.num_positions, params.dtype, mean, scratch_.block_sums(), stream());
+      denominator_ = mean.denominator;
+      params.device_gradient_scale = mean.inverse;
     }
   }
 

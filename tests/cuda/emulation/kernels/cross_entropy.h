@@ -69,6 +69,7 @@ class CrossEntropyCheck {
         targets_(random_, test.dtype, test.index_type, test.positions(), test.classes, test.weighted),
         row_max_(format_of(accumulation_), test.positions(), 1),
         row_sum_(format_of(accumulation_), test.positions(), 1),
+        row_others_(format_of(accumulation_), test.positions(), 1),
         row_mass_(format_of(accumulation_), test.positions(), 1),
         class_weight_sum_(DType::Float64) {
     // The ends of a row are the tails of packets and of groups: they count most.
@@ -186,6 +187,7 @@ class CrossEntropyCheck {
   void set_statistics(CrossEntropyParams& parameters) {
     parameters.row_max = row_max_.data();
     parameters.row_sum = row_sum_.data();
+    parameters.row_others = is_probability() ? nullptr : row_others_.data();
     parameters.row_mass = is_probability() ? row_mass_.data() : nullptr;
   }
 
@@ -291,6 +293,7 @@ class CrossEntropyCheck {
   Targets targets_;
   Array row_max_;
   Array row_sum_;
+  Array row_others_;
   Array row_mass_;
   Scalar class_weight_sum_;
   CrossEntropyParams parameters_;
