@@ -221,7 +221,7 @@ __device__ __forceinline__ A row_loss(const RowStatistics<A>& statistics, const 
   if (target.ignored) return A(0);
   const A shifted_logit = target_logit - finite_shift(statistics.max);
   const bool is_largest = target.target_class >= 0 && shifted_logit == A(0);
-  const A log_sum = is_largest ? log1p_of(statistics.others) : log_of(statistics.sum);
+  const A log_sum = log1p_of(is_largest ? statistics.others : statistics.sum - A(1));  // one function: registers
   A loss = 0;
   if (target.target_class >= 0) loss = point_loss(target.point_mass, log_sum, shifted_logit);
   if (dense) loss += dense_loss(statistics.mass, log_sum, statistics.mass_times_x);
