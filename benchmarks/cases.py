@@ -11,6 +11,11 @@ from typing import Literal
 Loss = Literal["cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["contiguous", "channels_last"]
+# What the logits are: random; random with a third masked, off the targets; or confident of the target.
+Values = Literal["random", "masked-100", "masked-1e4", "masked-inf", "confident"]
+# What the loss is multiplied by before its backward, as a training step does: nothing, the same each time (gradient
+# accumulation), or another number each time (the number of tokens of a batch).
+Scale = Literal["none", "constant", "changing"]
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 
@@ -35,6 +40,8 @@ class Case:
     class_weight: bool = False
     pos_weight: bool = False
     label_smoothing: float = 0.0
+    values: Values = "random"
+    scale: Scale = "none"
 
     @property
     def variant(self) -> str:
@@ -45,6 +52,8 @@ class Case:
             "class_weight" if self.class_weight else "",
             "pos_weight" if self.pos_weight else "",
             f"label_smoothing{self.label_smoothing:g}" if self.label_smoothing else "",
+            self.values if self.values != "random" else "",
+            f"{self.scale}_scale" if self.scale != "none" else "",
         ]
         return "-".join(word for word in words if word)
 
@@ -91,6 +100,23 @@ def _grid() -> Iterator[Case]:
     yield Case("cross_entropy", (4096, 32000), class_weight=True, label_smoothing=0.1)
     yield Case("cross_entropy", (8192, 1000), probability_target=True)
     yield Case("cross_entropy", (8192, 1000), "bfloat16", probability_target=True)
+    yield Case("cross_entropy", (6000, 1003), probability_target=True)  # rows that begin anywhere
+
+    # A loss that is scaled before its backward: does a step pay for the gradient twice?
+    scales: tuple[Scale, ...] = ("constant", "changing")
+    for scale in scales:
+        yield Case("cross_entropy", (4096, 32000), scale=scale)
+        yield Case("cross_entropy", (4096, 32000), "bfloat16", scale=scale)
+        yield Case("cross_entropy", (8192, 1000), scale=scale)
+        yield Case("binary_cross_entropy_with_logits", (20_000_000,), scale=scale)
+
+    # Masked logits, whose exponentials are subnormal numbers (-100) or zeros, and confident ones.
+    not_random: tuple[Values, ...] = ("masked-100", "masked-1e4", "masked-inf", "confident")
+    for values in not_random:
+        yield Case("cross_entropy", (4096, 32000), values=values)
+        yield Case("cross_entropy", (8192, 1000), values=values)
+    for values in not_random[:2]:
+        yield Case("binary_cross_entropy_with_logits", (20_000_000,), values=values)
 
     # Few classes, where kernels change from many rows per vector to many vectors per row (10 is above).
     for num_classes in (2, 3, 5, 21, 64):
@@ -108,6 +134,7 @@ def _grid() -> Iterator[Case]:
     yield Case("binary_cross_entropy_with_logits", (20_000_000,), "bfloat16")
     # Multi-label detection (80 classes of COCO) with a weight per class.
     yield Case("binary_cross_entropy_with_logits", (16384, 80), pos_weight=True)
+    yield Case("binary_cross_entropy_with_logits", (50000, 80), "bfloat16", pos_weight=True)
 
     # Too little work to matter: what is timed is the cost of a call.
     yield Case("cross_entropy", (32, 10))

@@ -1,6 +1,7 @@
-"""Who is timed: torch eager, torch.compile, fused_losses, and fused_losses writing the gradient over the logits."""
+"""Who is timed: torch eager, torch.compile, fused_losses, the same compiled, and with the gradient over the logits."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import torch.nn.functional
 from torch import Tensor
 
 import fused_losses.functional
-from benchmarks.cases import Loss
+from benchmarks.cases import Loss, Scale
 from benchmarks.inputs import Inputs
 from benchmarks.measure import Task
 from benchmarks.results import PASSES, Pass
@@ -27,20 +28,36 @@ class Contender:
     tasks: dict[Pass, Task]
 
 
-def contenders(loss: Loss, rotation: Sequence[Inputs], *, with_compile: bool, with_inplace: bool) -> list[Contender]:
+def contenders(
+    loss: Loss, rotation: Sequence[Inputs], *, scale: Scale = "none", with_compile: bool, with_inplace: bool
+) -> list[Contender]:
     """The contenders for a loss; eager, the reference, comes first. What fused_losses does not offer is left out."""
     eager: LossFunction = getattr(torch.nn.functional, loss)
-    entries = [preserving_contender("eager", eager, rotation)]
+    entries = [preserving_contender("eager", scaled(eager, scale), rotation)]
     if with_compile:
-        entries.append(preserving_contender("compile", _compiled(eager), rotation))
+        entries.append(preserving_contender("compile", scaled(_compiled(eager), scale), rotation))
 
     fused: LossFunction | None = getattr(fused_losses.functional, loss, None)
     if fused is not None:
-        entries.append(preserving_contender("fused", fused, rotation))
+        entries.append(preserving_contender("fused", scaled(fused, scale), rotation))
+        if with_compile:
+            entries.append(preserving_contender("fused compiled", scaled(_compiled(fused), scale), rotation))
         if with_inplace and "inplace_gradient" in inspect.signature(fused).parameters:
-            inplace = partial(fused, inplace_gradient=True)
+            inplace = scaled(partial(fused, inplace_gradient=True), scale)
             entries.append(overwriting_contender("fused in-place", inplace, rotation, ("forward_backward",)))
     return entries
+
+
+def scaled(function: LossFunction, scale: Scale) -> LossFunction:
+    """The loss times what the case multiplies it by; each contender counts for itself."""
+    if scale == "none":
+        return function
+    steps = itertools.count(3)
+
+    def scaled_loss(*args: Any, **options: Any) -> Tensor:
+        return function(*args, **options) / (3 if scale == "constant" else next(steps))
+
+    return scaled_loss
 
 
 def _compiled(function: LossFunction) -> LossFunction:

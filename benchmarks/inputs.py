@@ -11,6 +11,7 @@ from benchmarks.device import Device
 
 # Where so many do not reach `cold_bytes`, the cost of a call is what is timed and caches do not matter.
 MAX_INPUTS = 256
+CONFIDENT_LOGIT = 16.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def build(case: Case, device: str, seed: int = 0) -> Inputs:
     if case.layout == "channels_last":
         logits = logits.contiguous(memory_format=torch.channels_last)
 
+    target = _target(case, logits, generator)
+    _set_values(case, logits, target, generator)
     options: dict[str, Tensor | float] = {}
     if case.class_weight:
         options["weight"] = torch.rand(case.shape[1], dtype=dtype, device=device, generator=generator) + 0.5
@@ -45,7 +48,19 @@ def build(case: Case, device: str, seed: int = 0) -> Inputs:
         options["pos_weight"] = torch.rand(case.shape[-1], dtype=dtype, device=device, generator=generator) + 0.5
     if case.label_smoothing:
         options["label_smoothing"] = case.label_smoothing
-    return Inputs(logits.requires_grad_(), _target(case, logits, generator), options)
+    return Inputs(logits.requires_grad_(), target, options)
+
+
+def _set_values(case: Case, logits: Tensor, target: Tensor, generator: torch.Generator) -> None:
+    if case.values == "random":
+        return
+    if case.values == "confident":  # the target has a probability of 0.99 among 32000 classes
+        logits.scatter_(1, target.unsqueeze(1), CONFIDENT_LOGIT)
+        return
+    masked = torch.rand(logits.shape, generator=generator, device=logits.device) < 1 / 3
+    if not case.target_is_elementwise:
+        masked.scatter_(1, target.unsqueeze(1), False)
+    logits.masked_fill_(masked, {"masked-100": -100.0, "masked-1e4": -1e4, "masked-inf": -math.inf}[case.values])
 
 
 def _target(case: Case, logits: Tensor, generator: torch.Generator) -> Tensor:

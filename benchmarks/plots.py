@@ -29,6 +29,7 @@ COLOURS = {
     "eager": "#999999",
     "compile": "#56B4E9",
     "fused": "#D55E00",
+    "fused compiled": "#882255",
     "fused in-place": "#E69F00",
     "liger-kernel": "#009E73",
     "quack-kernels": "#0072B2",

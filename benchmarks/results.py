@@ -10,7 +10,7 @@ PASSES: tuple[Pass, ...] = ("forward", "forward_backward")
 PASS_TITLES: dict[Pass, str] = {"forward": "forward", "forward_backward": "forward + backward"}
 
 PEER_NAMES = ("liger-kernel", "quack-kernels", "flash-attn", "apex")  # `peers.py`
-CONTENDER_NAMES = ("eager", "compile", "fused", "fused in-place", *PEER_NAMES)
+CONTENDER_NAMES = ("eager", "compile", "fused", "fused compiled", "fused in-place", *PEER_NAMES)
 
 # What the floor of a device is: `floor.py`.
 FLOORS: dict[str, dict[Pass, str]] = {

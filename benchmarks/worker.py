@@ -40,12 +40,13 @@ def run_case(request: Request) -> CaseResult:
     entries = contenders(
         case.loss,
         rotation,
+        scale=case.scale,
         with_compile=request.with_compile,
         with_inplace=full_case.gradient_may_overwrite_logits,
     )
     check_agreement(entries)
     absent: dict[str, str] = {}
-    if request.with_peers:
+    if request.with_peers and case.scale == "none":  # they are called as they are
         peers, absent = peer_contenders(case, rotation, entries[0])
         entries += peers
 
