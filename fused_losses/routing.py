@@ -67,9 +67,15 @@ def _has_overriding_type(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _transforms_while_tracing() -> bool:
+def _reason_while_tracing() -> str | None:
     """Dynamo follows a transform by entering it: what is true while it traces is true of the graph."""
-    return _are_transforms_active() or forward_ad._current_level >= 0
+    if _are_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.compile loses derivatives of operators under a transform"
+    return _reason_of_exporter()
+
+
+def _reason_of_exporter() -> str | None:
+    return "ONNX has no such operator" if torch.onnx.is_in_onnx_export() else None
 
 
 def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -> str | None:
@@ -81,11 +87,9 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
         constants: class weights and the like.
     """
     if torch.compiler.is_compiling():
-        if torch.compiler.is_dynamo_compiling():
-            if _transforms_while_tracing():
-                return "torch.compile loses derivatives of operators under a transform"
-        elif torch.onnx.is_in_onnx_export():
-            return "ONNX has no such operator"
+        reason: str | None = _reason_while_tracing() if torch.compiler.is_dynamo_compiling() else _reason_of_exporter()
+        if reason is not None:
+            return reason
     elif forward_ad._current_level >= 0:
         return "the kernels have no forward-mode derivative"
     elif _tracing_state() is not None:

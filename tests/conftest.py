@@ -5,6 +5,9 @@ import os
 # OpenMP's threads sleep while they wait. By default they spin, which on a machine that is busy with other work makes a
 # small tensor wait for the scheduler: the suite then takes five times as long. OpenMP reads this when torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# torch.compile's cache on disk does not know what an operator of ours gave when it was filled.
+os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 # A worker of pytest-xdist has a core for itself. A test that is about threads sets their number.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

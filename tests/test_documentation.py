@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as torch_functional
 
 import fused_losses
-from fused_losses import functional, modules
+from fused_losses import explaining, functional, modules, route_log
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,11 +28,19 @@ def test_readme_example_runs_and_leaves_torch_unpatched() -> None:
     assert not fused_losses.is_patched()
 
 
-@pytest.mark.parametrize("module", [functional, modules], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [functional, modules, explaining, route_log], ids=lambda module: module.__name__)
 def test_docstring_examples_print_what_they_show(module) -> None:
     result = doctest.testmod(module, extraglobs={"torch": torch})
-    assert result.attempted >= 4
+    assert result.attempted >= 3
     assert result.failed == 0
+
+
+def test_each_feature_of_the_readme_is_held_by_tests() -> None:
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| .+? \| .+? \| `(tests/\S+\.py)` \|$", text, flags=re.MULTILINE)
+    assert len(rows) >= 15
+    for feature, path in rows:
+        assert "def test_" in (ROOT / path).read_text(), feature
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "bench", "lint", "clean"])

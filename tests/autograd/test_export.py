@@ -87,6 +87,15 @@ def test_make_fx_of_a_step(loss, reduction, tracing_mode):
         assert_same(list(graph(input, target, grad_output)), [*map(torch.detach, step(input, target, grad_output))])
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_onnx_gets_torchs_own_operators(loss, strict, monkeypatch):
+    """Its exporter exports first, and would find no translation of ours. Installed or not, this is what it asks."""
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    exported = torch.export.export(Model(loss), problem(loss), strict=strict)
+    assert fused_operators(exported.graph) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_ahead_of_time_inductor(loss, tmp_path):
