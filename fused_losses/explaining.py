@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn._reduction import legacy_get_string
 
 from . import _C, functional
 from .routing import kernel_route, may_be_differentiated
@@ -42,13 +43,17 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
         "torch's own cross_entropy: the logits are no floating-point tensor with a class axis"
     """
     name, options = _loss_of(function)
-    signature = inspect.signature(getattr(functional, name))
-    arguments = signature.bind(*args, **{**options, **kwargs})
-    arguments.apply_defaults()
-    reason = functional.reason_against_kernel(name, **arguments.arguments)
+    bound = inspect.signature(getattr(functional, name)).bind(*args, **{**options, **kwargs})
+    bound.apply_defaults()
+    arguments = bound.arguments
+    size_average, reduce = arguments.pop("size_average"), arguments.pop("reduce")
+    if size_average is not None or reduce is not None:
+        arguments["reduction"] = legacy_get_string(size_average, reduce, emit_warning=False)
+    inplace_gradient = arguments.pop("inplace_gradient", False)
+    reason = functional.reason_against_kernel(name, **arguments)
     if reason is not None:
         return f"torch's own {name}: {reason}"
-    return f"{kernel_route()} of {name}: {_kernel(arguments.arguments)}"
+    return f"{kernel_route()} of {name}: {_kernel(arguments['input'], arguments['reduction'], inplace_gradient)}"
 
 
 def _loss_of(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
@@ -66,13 +71,12 @@ def _loss_of(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
     raise TypeError(f"{function!r} is none of {', '.join(NAMES)}, nor a module of one of them")
 
 
-def _kernel(arguments: dict[str, Any]) -> str:
-    input: Tensor = arguments["input"]
+def _kernel(input: Tensor, reduction: str, inplace_gradient: bool) -> str:
     place = f"CPU, {_C.cpu_capability()}" if input.is_cpu else "CUDA"
     if not may_be_differentiated(input):
         return f"{place}, without a gradient"
-    if arguments.get("inplace_gradient"):
+    if inplace_gradient:
         return f"{place}, the backward writes the gradient over the logits where nothing else needs them"
-    if arguments["reduction"] == "none":
+    if reduction == "none":
         return f"{place}, the backward computes the gradient"
     return f"{place}, with its gradient"

@@ -117,14 +117,10 @@ def _against_binary_cross_entropy_with_logits(
 
 
 def reason_against_kernel(name: str, **arguments: Any) -> str | None:
-    """Why torch's own function takes this call of the loss, all of whose arguments are given, or ``None``."""
-    arguments.pop("inplace_gradient", None)
-    size_average, reduce = arguments.pop("size_average"), arguments.pop("reduce")
+    """Why torch's own function takes this call, or ``None``; all arguments are given but the deprecated ones."""
     tensors = [arguments[key] for key in ("input", "target", "weight", "pos_weight") if key in arguments]
     if has_overrides(*tensors):
         return "a subclass or a mode overrides torch's functions"
-    if size_average is not None or reduce is not None:
-        arguments["reduction"] = _Reduction.legacy_get_string(size_average, reduce, emit_warning=False)
     against: dict[str, Callable[..., str | None]] = {
         "cross_entropy": _against_cross_entropy,
         "nll_loss": _against_nll_loss,

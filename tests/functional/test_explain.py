@@ -1,0 +1,128 @@
+"""explain() says which way a call would go, routes() which ways calls went, and both are true."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from losses import CROSS_ENTROPY, LOSSES, sample
+from routes import FUSED, ROUTES
+from torch.autograd.forward_ad import dual_level
+
+import fused_losses
+
+
+@pytest.fixture(autouse=True)
+def no_routes():
+    fused_losses.routes(reset=True)
+
+
+def routes_of(loss):
+    return fused_losses.routes().get(loss.name, {})
+
+
+@pytest.mark.parametrize("form", ["function", "torch's function", "module", "torch's module"])
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_a_call_that_a_kernel_takes(loss, form):
+    input, target = sample(loss, (6, 5))
+    callable_of = {
+        "function": loss.ours,
+        "torch's function": getattr(F, loss.name),
+        "module": loss.our_module(reduction="sum"),
+        "torch's module": loss.torch_module(reduction="sum"),
+    }[form]
+    words = fused_losses.explain(callable_of, input.requires_grad_(), target)
+    assert words == f"kernel of {loss.name}: CPU, {fused_losses._C.cpu_capability()}, with its gradient"
+    assert routes_of(loss) == {}  # nothing was called
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, t: (x.to("meta"), t.to("meta")), "there are no kernels for meta tensors"),
+        (lambda x, t: (x, t.short()), "the targets are neither class indices nor probabilities of the input's shape"),
+        (lambda x, t: (x, t[:3]), "the target's shape does not fit the input's"),
+        (lambda x, t: (x.int(), t), "the logits are no floating-point tensor with a class axis"),
+        (lambda x, t: (x[:0], t[:0]), "the input is empty"),
+        (lambda x, t: (x.to_sparse(), t), "a tensor is not strided"),
+        (lambda x, t: (x, x.softmax(1).requires_grad_()), "a target or weight requires a gradient"),
+        (lambda x, t: (x, x.softmax(1).double()), "there is no kernel for these types of logits and probabilities"),
+        (lambda x, t: (x.tolist(), t), "a tensor is a list"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_call_that_torch_takes(change, words):
+    arguments = change(*sample(CROSS_ENTROPY, (6, 5)))
+    assert fused_losses.explain(CROSS_ENTROPY.ours, *arguments) == f"torch's own cross_entropy: {words}"
+
+
+def test_options_and_surroundings_are_part_of_the_call():
+    logits, target = sample(CROSS_ENTROPY, (6, 5))
+    explain = fused_losses.explain
+    assert "no number in [0, 1]" in explain(CROSS_ENTROPY.ours, logits, target, label_smoothing=2.0)
+    assert "the reduction is none of" in explain(CROSS_ENTROPY.ours, logits, target, reduction="median")
+    assert "not one weight per class" in explain(torch.nn.CrossEntropyLoss(torch.ones(4)), logits, target)
+    assert "the backward computes the gradient" in explain(
+        CROSS_ENTROPY.ours, logits.clone().requires_grad_(), target, size_average=False, reduce=False
+    )
+    assert "over the logits" in explain(
+        CROSS_ENTROPY.ours, logits.clone().requires_grad_(), target, inplace_gradient=True
+    )
+    with dual_level():
+        assert "no forward-mode derivative" in explain(CROSS_ENTROPY.ours, logits, target)
+    with torch.no_grad():
+        assert "without a gradient" in explain(CROSS_ENTROPY.ours, logits.requires_grad_(), target)
+
+
+def test_what_is_no_loss_is_a_type_error():
+    for function in (F.mse_loss, torch.nn.MSELoss(), print):
+        with pytest.raises(TypeError, match="is none of"):
+            fused_losses.explain(function, torch.ones(1), torch.ones(1))
+    with pytest.raises(TypeError):
+        fused_losses.explain(CROSS_ENTROPY.ours, torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_calls_are_counted_by_route(loss):
+    input, target = sample(loss, (6, 5))
+    for _ in range(3):
+        loss.ours(input, target)
+    torch.func.vmap(loss.ours)(input[None], target[None])
+    with dual_level():
+        loss.ours(input, target)
+    assert routes_of(loss) == {
+        "kernel": 3,
+        "kernel, as an operator": 1,
+        "torch: the kernels have no forward-mode derivative": 1,
+    }
+    fused_losses.routes(reset=True)
+    assert routes_of(loss) == {}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.call)
+def test_every_row_of_the_routing_table_is_counted_as_it_is(route):
+    route.run()
+    taken = {name for by_route in fused_losses.routes().values() for name in by_route}
+    if route.call == "a module compiled by torch.jit.script" or route.call == "a tensor subclass":
+        assert taken == set()  # our function is not asked, or hands the call on before it asks
+    else:
+        assert all(name.startswith("torch: ") != (route.route == FUSED) for name in taken) and taken
+
+
+def test_the_environment_asks_for_a_line_for_each_new_route():
+    program = (
+        "import torch, fused_losses as f\n"
+        "x, y = torch.randn(4, 5), torch.zeros(4, dtype=torch.int64)\n"
+        "for _ in range(3): f.functional.cross_entropy(x, y)\n"
+        "try: f.functional.nll_loss(x.int(), y)\n"
+        "except RuntimeError: pass\n"
+    )
+    environment = {**os.environ, "FUSED_LOSSES_LOG": "routes"}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stderr.splitlines() == [
+        "fused_losses: cross_entropy: kernel",
+        "fused_losses: nll_loss: torch: the input is no floating-point tensor with a class axis",
+    ]
