@@ -73,7 +73,7 @@ def _loss_of(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
 
 def _kernel(input: Tensor, reduction: str, inplace_gradient: bool) -> str:
     place = f"CPU, {_C.cpu_capability()}" if input.is_cpu else "CUDA"
-    if not may_be_differentiated(input):
+    if not may_be_differentiated(input, kernel_route()):
         return f"{place}, without a gradient"
     if inplace_gradient:
         return f"{place}, the backward writes the gradient over the logits where nothing else needs them"

@@ -19,12 +19,12 @@ from .autograd.binary_cross_entropy_with_logits import fused_binary_cross_entrop
 from .autograd.cross_entropy import fused_cross_entropy
 from .autograd.nll_loss import fused_nll_loss
 from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_entropy
-from .operators.class_axis import HALF_DTYPES
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.elementwise import refusal as refusal_of_elementwise
 from .operators.nll_loss import refusal as refusal_of_nll_loss
 from .route_log import note
 from .routing import (
+    HALF_DTYPES,
     has_overrides,
     is_autocast,
     kernel_route,
@@ -62,7 +62,8 @@ def _autocast_dtype(target: Tensor) -> torch.dtype:
 
 
 def _autocast_target(target: Tensor) -> Tensor:
-    return target.to(_autocast_dtype(target))
+    dtype = _autocast_dtype(target)
+    return target if dtype == target.dtype else target.to(dtype)
 
 
 # Why torch's own function takes a call, or None. Everything is asked before anything is computed.

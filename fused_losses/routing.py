@@ -34,9 +34,11 @@ __all__ = [
     "without_waiting_wrapper",
 ]
 
+HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
 _PLAIN_TYPES = frozenset({Tensor, Parameter, FakeTensor})
 _HAS_CUDA = is_cuda_available()
 
+is_compiling = torch.compiler.is_compiling
 _are_transforms_active = torch._C._are_functorch_transforms_active
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
 _num_function_modes = torch._C._len_torch_function_stack
@@ -86,7 +88,7 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
         target: class indices or probabilities.
         constants: class weights and the like.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         reason: str | None = _reason_while_tracing() if torch.compiler.is_dynamo_compiling() else _reason_of_exporter()
         if reason is not None:
             return reason
@@ -134,19 +136,19 @@ def _what_is_not_served(tensor: Tensor) -> str:
 
 def kernel_route() -> str:
     """Which way a call goes that a kernel takes."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return COMPILED
-    return WATCHED if is_watched() else EAGER
+    return WATCHED if _are_transforms_active() or _num_dispatch_modes() else EAGER
 
 
 def is_watched() -> bool:
     """Whether something watches or rewrites operators, and so must see the differentiable operator itself."""
-    return torch.compiler.is_compiling() or _are_transforms_active() or _num_dispatch_modes() > 0
+    return is_compiling() or _are_transforms_active() or _num_dispatch_modes() > 0
 
 
 def without_waiting_wrapper(tensor: Tensor) -> Tensor:
     """The result of a collective that may still be under way, waited for; any other tensor as it is."""
-    if type(tensor).__name__ == "AsyncCollectiveTensor":
+    if type(tensor) is not Tensor and type(tensor).__name__ == "AsyncCollectiveTensor":
         waited_for: Tensor = torch.ops.aten.alias.default(tensor)  # any operator but a view waits
         return waited_for
     return tensor
@@ -159,11 +161,9 @@ def is_autocast(tensor: Tensor) -> bool:
 
 def promotes(input: Tensor) -> bool:
     """Whether autocast is on and computes a loss of this 16-bit input in float32."""
-    return is_autocast(input) and input.dtype in (torch.bfloat16, torch.float16)
+    return input.dtype in HALF_DTYPES and is_autocast(input)
 
 
-def may_be_differentiated(input: Tensor) -> bool:
+def may_be_differentiated(input: Tensor, route: str) -> bool:
     """Whether the loss of this input needs a graph. A transform may differentiate at a level that no flag shows."""
-    if not torch.compiler.is_compiling() and _are_transforms_active():
-        return True
-    return input.requires_grad and torch.is_grad_enabled()
+    return (input.requires_grad and torch.is_grad_enabled()) or (route == WATCHED and _are_transforms_active())

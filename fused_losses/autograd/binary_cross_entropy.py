@@ -49,11 +49,10 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
         ctx.save_for_backward(input, target, weight)
         ctx.expectation = expectation_of(input, reduction, "binary_cross_entropy")
         ctx.expected = prepared_grad_output(reduction, ctx.expectation)
-        with below_autograd():
-            if ctx.expected is None:
-                ctx.gradient = None
-                return _ops.binary_cross_entropy_forward(*arguments)
-            loss, ctx.gradient = _ops.binary_cross_entropy_with_gradient(*arguments, ctx.expected)
+        if ctx.expected is None:
+            ctx.gradient = None
+            return _ops.binary_cross_entropy_forward(*arguments)
+        loss, ctx.gradient = _ops.binary_cross_entropy_with_gradient(*arguments, ctx.expected)
         return loss
 
     @staticmethod
@@ -81,7 +80,7 @@ def fused_binary_cross_entropy(
 ) -> Tensor:
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     arguments = (input, target, weight, reduction)
-    if not may_be_differentiated(input):
+    if not may_be_differentiated(input, route):
         return _ops.binary_cross_entropy_forward(*arguments)
     if route != EAGER:
         loss: Tensor = call("binary_cross_entropy", *arguments)

@@ -61,11 +61,10 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
         ctx.overwrites = inplace_gradient and may_overwrite(logits, target, weight, pos_weight)
         ctx.expectation = expectation_of(logits, reduction, "binary_cross_entropy_with_logits")
         ctx.expected = None if ctx.overwrites else prepared_grad_output(reduction, ctx.expectation)
-        with below_autograd():
-            if ctx.expected is None:
-                ctx.gradient = None
-                return _ops.binary_cross_entropy_with_logits_forward(*arguments)
-            loss, ctx.gradient = _ops.binary_cross_entropy_with_logits_with_gradient(*arguments, ctx.expected)
+        if ctx.expected is None:
+            ctx.gradient = None
+            return _ops.binary_cross_entropy_with_logits_forward(*arguments)
+        loss, ctx.gradient = _ops.binary_cross_entropy_with_logits_with_gradient(*arguments, ctx.expected)
         return loss
 
     @staticmethod
@@ -104,7 +103,7 @@ def fused_binary_cross_entropy_with_logits(
 ) -> Tensor:
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     arguments = (logits, target, weight, pos_weight, reduction)
-    if not may_be_differentiated(logits):
+    if not may_be_differentiated(logits, route):
         loss = _ops.binary_cross_entropy_with_logits_forward(*arguments)
     elif route != EAGER:
         watched: Tensor = call("binary_cross_entropy_with_logits", *arguments)

@@ -74,16 +74,17 @@ class CrossEntropyFunction(torch.autograd.Function):
         ctx.options = (reduction, ignore_index, label_smoothing, promote)
         ctx.overwrites = inplace_gradient and may_overwrite(logits, target, class_weight)
         ctx.expectation = expectation_of(logits, reduction, "cross_entropy")
-        ctx.expected = None if ctx.overwrites else prepared_grad_output(reduction, ctx.expectation)
+        expected = None if ctx.overwrites else prepared_grad_output(reduction, ctx.expectation)
+        ctx.expected = expected
         arguments = (logits, target, class_weight)
+        if expected is not None:
+            loss, ctx.gradient = _ops.cross_entropy_with_gradient(*arguments, *ctx.options, expected)
+            ctx.save_for_backward(*arguments, None)
+            return loss
+        ctx.gradient = None
         with below_autograd():
-            if ctx.expected is None:
-                ctx.gradient = None
-                loss, statistics = _ops.cross_entropy_with_statistics(*arguments, *ctx.options)
-                ctx.save_for_backward(*arguments, statistics)
-            else:
-                loss, ctx.gradient = _ops.cross_entropy_with_gradient(*arguments, *ctx.options, ctx.expected)
-                ctx.save_for_backward(*arguments, None)
+            loss, statistics = _ops.cross_entropy_with_statistics(*arguments, *ctx.options)
+        ctx.save_for_backward(*arguments, statistics)
         return loss
 
     @staticmethod
@@ -157,7 +158,7 @@ def fused_cross_entropy(
 ) -> Tensor:
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     options = (reduction, ignore_index, label_smoothing, promote)
-    if not may_be_differentiated(logits):
+    if not may_be_differentiated(logits, route):
         return _ops.cross_entropy_forward(logits, target, class_weight, *options)
     if route != EAGER:
         loss: Tensor = call("cross_entropy_with_statistics", logits, target, class_weight, *options)[0]

@@ -37,4 +37,4 @@ def saves_through_hooks() -> bool:
 
 def prepared_grad_output(reduction: int, expectation: Expectation) -> float | None:
     """The ``grad_output`` that the forward computes the gradient for; nothing where the backward computes it."""
-    return None if reduction == 0 or saves_through_hooks() else expectation.grad_output
+    return None if reduction == 0 or _saved_tensors_hooks(True) is not None else expectation.grad_output

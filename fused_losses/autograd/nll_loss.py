@@ -53,8 +53,7 @@ class NLLLossFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.options = (reduction, ignore_index, promote)
         ctx.save_for_backward(input, target, weight)
-        with below_autograd():
-            return _ops.nll_loss_forward(input, target, weight, *ctx.options)
+        return _ops.nll_loss_forward(input, target, weight, *ctx.options)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -114,7 +113,7 @@ def fused_nll_loss(
 ) -> Tensor:
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     arguments = (input, target, weight, reduction, ignore_index, promote)
-    if not may_be_differentiated(input):
+    if not may_be_differentiated(input, route):
         return _ops.nll_loss_forward(*arguments)
     if route != EAGER:
         loss: Tensor = call("nll_loss", *arguments)

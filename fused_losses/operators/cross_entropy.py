@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..routing import HALF_DTYPES
 from ..torch_losses import torch_function
 from .batching import batch_first, call_one_by_one, reduce_stack, spread_stack
 from .class_axis import (
     FLOAT_DTYPES,
-    HALF_DTYPES,
     accumulation_dtype,
     class_dim,
     fake_class_loss,

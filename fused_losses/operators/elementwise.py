@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..routing import HALF_DTYPES
 from .batching import batch_first, reduce_stack, spread_stack
-from .class_axis import FLOAT_DTYPES, HALF_DTYPES, accumulation_dtype
+from .class_axis import FLOAT_DTYPES, accumulation_dtype
 from .composite import other_gradients, second_gradients
 from .registration import MEAN, NONE, call
 
