@@ -4,11 +4,14 @@ import pytest
 import torch
 from losses import LOSS_BY_NAME
 from parity import check_parity
+from torch._subclasses import FakeTensorMode
 from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.composite_compliance import check_with_mode
 
 OP_INFOS = {
     op.name.removeprefix("nn.functional."): op for op in op_db if op.name.removeprefix("nn.functional.") in LOSS_BY_NAME
 }
+TORCHS = {name: loss.torchs for name, loss in LOSS_BY_NAME.items()}
 OP_AND_DTYPE = [
     pytest.param(name, dtype, id=f"{name}-{dtype}")
     for name, op in OP_INFOS.items()
@@ -94,3 +97,48 @@ def test_second_gradients_of_all_arguments(name, device):
         assert_close_to_torchs(second_gradients(loss.ours, sample), torchs)
         num_compared += len(torchs)
     assert num_compared > 0
+
+
+def inputs_and_rest(name):
+    """Each float64 sample as the loss of its first tensor: the function of it, ours and torch's, and the tensor."""
+    for sample in samples_of(name, "cpu", torch.float64, requires_grad=False):
+        yield (
+            *(lambda x, f=f, s=sample: f(x, *s.args, **s.kwargs) for f in (LOSS_BY_NAME[name].ours, TORCHS[name])),
+            sample.input,
+        )
+
+
+@pytest.mark.parametrize("name", OP_INFOS)
+def test_forward_mode_derivatives(name):
+    for ours, torchs, input in inputs_and_rest(name):
+        tangent = torch.linspace(-1, 1, input.numel(), dtype=input.dtype).view_as(input)
+        assert_close_to_torchs(torch.func.jvp(ours, (input,), (tangent,)), torch.func.jvp(torchs, (input,), (tangent,)))
+
+
+@pytest.mark.parametrize("name", OP_INFOS)
+def test_a_stack_of_samples_under_vmap_and_its_gradients(name):
+    for ours, torchs, input in inputs_and_rest(name):
+        if input.numel() == 0:
+            continue
+        stack = torch.stack([input, input.flip(0), input])
+        assert_close_to_torchs([torch.func.vmap(ours)(stack)], [torch.stack([torchs(x) for x in stack])])
+        gradients = torch.func.vmap(torch.func.grad(lambda x, f=ours: f(x).sum()))(stack)
+        expected = torch.stack([torch.func.grad(lambda x, f=torchs: f(x).sum())(x) for x in stack])
+        assert_close_to_torchs([gradients], [expected])
+
+
+@pytest.mark.parametrize("name", OP_INFOS)
+def test_fake_tensors_have_the_shapes_of_real_ones(name):
+    for sample in samples_of(name, "cpu", torch.float64, requires_grad=False):
+        expected = LOSS_BY_NAME[name].ours(sample.input, *sample.args, **sample.kwargs)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = LOSS_BY_NAME[name].ours(mode.from_tensor(sample.input), *sample.args, **sample.kwargs)
+        assert (fake.shape, fake.dtype, fake.stride()) == (expected.shape, expected.dtype, expected.stride())
+
+
+@pytest.mark.parametrize("name", OP_INFOS)
+def test_composite_compliance(name):
+    for sample in samples_of(name, "cpu", torch.float64, requires_grad=False):
+        check_with_mode(
+            LOSS_BY_NAME[name].ours, [sample.input, *sample.args], sample.kwargs, torch.testing.assert_close
+        )
