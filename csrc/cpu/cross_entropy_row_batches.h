@@ -4,7 +4,8 @@
 // Sums and maxima over the lanes of a register, a logarithm, a division: some hundred cycles a row, each step waiting
 // for the one before, and so more than the exponentials of a row of a hundred classes. So as many rows as a register
 // has lanes are swept together, once for the maxima, once for the exponentials and once for the gradient, and between
-// the sweeps what is one number a row is computed for all of them at once, a row a lane.
+// the sweeps what is one number a row is computed for all of them at once, a row a lane. A backward has the sums, and
+// sweeps once, to the same bits.
 #pragma once
 
 #include "cross_entropy_positions.h"
@@ -19,11 +20,13 @@ constexpr int64_t kBatchClasses = 1024;
 // Streaming stores are for whole lines, and a short row begins and ends inside one: it is not streamed. Above this many
 // classes it is, and swept alone, to the same bits.
 constexpr int64_t kStreamedClasses = 512;
+// A backward has no sums over lanes. Where its one sweep of a row is longer than this, the processor does what is one
+// number a row beside it, and batches gain nothing.
+constexpr int64_t kBackwardBatchClasses = 256;
 
-// The backward has no sums: it sweeps every row once.
 inline bool takes_batches(const CrossEntropyParams& params) {
-  return params.mode != CrossEntropyMode::Backward &&
-         params.num_classes <= (params.stream_gradient ? kStreamedClasses : kBatchClasses);
+  if (params.mode == CrossEntropyMode::Backward) return params.num_classes <= kBackwardBatchClasses;
+  return params.num_classes <= (params.stream_gradient ? kStreamedClasses : kBatchClasses);
 }
 
 template <class T, class Mass>
@@ -44,6 +47,11 @@ class RowBatch : private Positions<T, Mass> {
   double run(Tile tile) {
     Base::start(tile);
     start_rows();
+    if (params_.mode == CrossEntropyMode::Backward) {
+      store(state_.target_exponential, target_exponentials());
+      write_gradients<false>();
+      return 0;
+    }
     store(state_.max, maxima());
     const bool wants_gradient = params_.mode == CrossEntropyMode::LossAndGradient;
     if (wants_gradient) {
@@ -52,7 +60,7 @@ class RowBatch : private Positions<T, Mass> {
       sum_rows<false>();
     }
     const double loss = Base::finish_losses();
-    if (wants_gradient) write_gradients();
+    if (wants_gradient) write_gradients<true>();
     return loss;
   }
 
@@ -91,6 +99,13 @@ class RowBatch : private Positions<T, Mass> {
     return fold<A>(lanes, [](Vec<A> a, Vec<A> b) { return max_of(a, b); });
   }
 
+  IntVec<A> has_target() const { return load_integers<A>(state_.target_class) >= 0; }
+
+  Vec<A> target_exponentials() const {
+    const Vec<A> shift = finite_shifts<A>(load(state_.max));
+    return select(has_target(), exp<A>(load(state_.target_logit) - shift), Vec<A>{});
+  }
+
   template <bool kStash>
   void sum_rows() {
     const auto add = [](Vec<A> a, Vec<A> b) { return a + b; };
@@ -107,17 +122,16 @@ class RowBatch : private Positions<T, Mass> {
       if constexpr (Mass::kReadsProbability) mass[r] = lanes.mass;
       if constexpr (Mass::kDense) mass_times_x[r] = lanes.mass_times_x;
     }
-    const IntVec<A> has_target = load_integers<A>(state_.target_class) >= 0;
-    const Vec<A> target_logit = load(state_.target_logit);
-    const Vec<A> max = load(state_.max);
-    const Vec<A> target_exponential = select(has_target, exp<A>(target_logit - finite_shifts<A>(max)), Vec<A>{});
+    const Vec<A> target_exponential = target_exponentials();
+    const IntVec<A> is_hole = has_target() & (load(state_.target_logit) == load(state_.max));
     const Vec<A> summed = fold<A>(sum, add);
     store(state_.target_exponential, target_exponential);
-    store(state_.others, select(has_target & (target_logit == max), summed, summed - target_exponential));
+    store(state_.others, select(is_hole, summed, summed - target_exponential));
     if constexpr (Mass::kReadsProbability) store(state_.mass, fold<A>(mass, add));
     if constexpr (Mass::kDense) store(state_.mass_times_x, fold<A>(mass_times_x, add));
   }
 
+  template <bool kStash>
   void write_gradients() {
     const Vec<A> mass = Mass::kDense ? load(state_.mass) : Vec<A>{};
     const Vec<A> point = load(state_.point_mass);
@@ -135,7 +149,12 @@ class RowBatch : private Positions<T, Mass> {
       }
       mass_.start_row(params_, tile_.first + r);
       const A scale = state_.scale[r];
-      gradient_from_stash<false>(stash(r), gradients_[r], 0, params_.num_classes, mass_, factor[r], scale);
+      if constexpr (kStash) {
+        gradient_from_stash<false>(stash(r), gradients_[r], 0, params_.num_classes, mass_, factor[r], scale);
+      } else {
+        gradient_from_logits(logits_[r], gradients_[r], 0, params_.num_classes, mass_, finite_shift(state_.max[r]),
+                             factor[r], scale);
+      }
       const int64_t target_class = state_.target_class[r];
       if (target_class < 0) continue;
       const A row_mass = Mass::kDense ? state_.mass[r] : A(0);
