@@ -122,6 +122,7 @@ def reason_against_kernel(name: str, **arguments: Any) -> str | None:
     tensors = [arguments[key] for key in ("input", "target", "weight", "pos_weight") if key in arguments]
     if has_overrides(*tensors):
         return "a subclass or a mode overrides torch's functions"
+    arguments["input"] = without_waiting_wrapper(arguments["input"])
     against: dict[str, Callable[..., str | None]] = {
         "cross_entropy": _against_cross_entropy,
         "nll_loss": _against_nll_loss,
@@ -202,12 +203,14 @@ def cross_entropy(
             reduction=reduction,
             label_smoothing=label_smoothing,
         )
-    input = without_waiting_wrapper(input)
+    wrapper, input = input, without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
     reason = _against_cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing)
     if reason is None:
         options = (_REDUCTIONS[reduction], ignore_index, label_smoothing, promotes(input))
-        return fused_cross_entropy(_kernel_route("cross_entropy"), input, target, weight, *options, inplace_gradient)
+        return fused_cross_entropy(
+            _kernel_route("cross_entropy"), input, target, weight, *options, inplace_gradient and input is wrapper
+        )
     note("cross_entropy", f"torch: {reason}")
     target = _torch_target(target)
     return _torch_cross_entropy(
@@ -397,14 +400,19 @@ def binary_cross_entropy_with_logits(
             reduction=reduction,
             pos_weight=pos_weight,
         )
-    input = without_waiting_wrapper(input)
+    wrapper, input = input, without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
     reason = _against_binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
     if reason is None:
         route = _kernel_route("binary_cross_entropy_with_logits")
         weights = (weight, pos_weight)
         return fused_binary_cross_entropy_with_logits(
-            route, input, _autocast_target(target), *weights, _REDUCTIONS[reduction], inplace_gradient
+            route,
+            input,
+            _autocast_target(target),
+            *weights,
+            _REDUCTIONS[reduction],
+            inplace_gradient and input is wrapper,
         )
     note("binary_cross_entropy_with_logits", f"torch: {reason}")
     return _torch_binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)

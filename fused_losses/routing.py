@@ -13,6 +13,8 @@ What is left takes the kernels in one of two ways:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -146,12 +148,33 @@ def is_watched() -> bool:
     return is_compiling() or _are_transforms_active() or _num_dispatch_modes() > 0
 
 
+class _WaitedFor(torch.autograd.Function):
+    """What an ``AsyncCollectiveTensor`` wraps; views of the wrapper wait no more than it does."""
+
+    @staticmethod
+    def forward(ctx: Any, wrapper: Any) -> Tensor:
+        wrapped: Tensor = wrapper.trigger_wait()
+        return wrapped.detach()  # the wrapped tensor itself is to get no history
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return grad_output
+
+
 def without_waiting_wrapper(tensor: Tensor) -> Tensor:
-    """The result of a collective that may still be under way, waited for; any other tensor as it is."""
-    if type(tensor) is not Tensor and type(tensor).__name__ == "AsyncCollectiveTensor":
-        waited_for: Tensor = torch.ops.aten.alias.default(tensor)  # any operator but a view waits
+    """The result of a collective that may still be under way, waited for; any other tensor as it is.
+
+    It shares its memory with the wrapper, but no version counter: nobody may write to it.
+    """
+    if type(tensor) is not Tensor and type(tensor).__name__ == "AsyncCollectiveTensor" and not _is_transformed():
+        waited_for: Tensor = _WaitedFor.apply(tensor)  # type: ignore[no-untyped-call]
         return waited_for
     return tensor
+
+
+def _is_transformed() -> bool:
+    """Whether something is at work that a ``Function`` without ``setup_context`` and ``jvp`` does not serve."""
+    return is_compiling() or _are_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_autocast(tensor: Tensor) -> bool:

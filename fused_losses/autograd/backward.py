@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..operators.class_axis import accumulation_dtype
 from ..operators.registration import MEAN, SUM
 from ..routing import is_watched
 from .scale_history import FOR_ONE
@@ -58,20 +59,21 @@ def reduction_for_one(reduction: int) -> int:
 
 
 def times_batch(
-    gradient_for_one: Tensor, grad_output: Tensor, denominator: Tensor | float | None, class_dim: int | None
+    gradient_for_one: Tensor, grad_output: Tensor, scale: Tensor | float | None, class_dim: int | None
 ) -> Tensor:
     """The gradients for a batch of ``grad_output``: linear in it, they are the gradient for 1, multiplied.
 
     Args:
         gradient_for_one: of :func:`reduction_for_one`.
         grad_output: what ``is_grads_batched=True`` made of the batch.
-        denominator: of a mean.
-        class_dim: the axis that unreduced losses lack.
+        scale: of a mean: what each loss counts in it.
+        class_dim: the axis that the losses, unreduced or with a ``scale`` each, lack.
     """
-    factor = grad_output if denominator is None else grad_output / denominator
+    factor = grad_output if scale is None else grad_output * scale
     if class_dim is not None:
         factor = factor.unsqueeze(class_dim)
-    return gradient_for_one * factor.to(gradient_for_one.dtype)
+    dtype = gradient_for_one.dtype
+    return (gradient_for_one * factor.to(accumulation_dtype(dtype))).to(dtype)
 
 
 def dense(grad_output: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..operators.class_axis import class_dim, mean_denominator
+from ..operators.class_axis import class_dim, mean_scale
 from ..operators.composite import other_gradients
 from ..operators.cross_entropy import composite
 from ..operators.registration import MEAN, NONE, call
@@ -126,8 +126,9 @@ def _batched_gradient(
     reduction, ignore_index, _, _ = options
     ones = torch.ones(grad_output.shape, dtype=statistics.dtype, device=logits.device)
     of_one = call("cross_entropy_backward", ones, *arguments, statistics, reduction_for_one(reduction), *options[1:])
-    denominator = mean_denominator(target, class_weight, ignore_index, logits) if reduction == MEAN else None
-    return times_batch(of_one, grad_output, denominator, class_dim(logits.shape) if reduction == NONE else None)
+    scale = mean_scale(target, class_weight, ignore_index, logits) if reduction == MEAN else None
+    is_by_position = reduction == NONE or isinstance(scale, Tensor)
+    return times_batch(of_one, grad_output, scale, class_dim(logits.shape) if is_by_position else None)
 
 
 def _rescale(

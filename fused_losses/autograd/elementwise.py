@@ -33,4 +33,4 @@ def _batched_gradient(name: str, grad_output: Tensor, tensors: tuple[Tensor | No
     assert input is not None
     ones = torch.ones(grad_output.shape, dtype=accumulation_dtype(input.dtype), device=input.device)
     of_one = call(f"{name}_backward", ones, *tensors, reduction_for_one(reduction))
-    return times_batch(of_one, grad_output, input.numel() if reduction == MEAN else None, None)
+    return times_batch(of_one, grad_output, 1 / input.numel() if reduction == MEAN else None, None)

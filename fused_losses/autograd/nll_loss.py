@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..operators.class_axis import accumulation_dtype, class_dim, mean_denominator
+from ..operators.class_axis import accumulation_dtype, class_dim, mean_scale
 from ..operators.composite import other_gradients
 from ..operators.nll_loss import composite
-from ..operators.registration import MEAN, NONE, call
+from ..operators.registration import MEAN, SUM, call
 from ..route_log import EAGER
 from ..routing import may_be_differentiated
 from .backward import below_autograd, dense, is_batched, is_plain, reduction_for_one, times_batch
@@ -101,8 +101,8 @@ def _batched_gradient(
     ones = torch.ones(grad_output.shape, dtype=dtype, device=input.device)
     options_for_one = (reduction_for_one(reduction), ignore_index, promote)
     of_one = call("nll_loss_backward", ones, target, weight, input.shape, input.dtype, *options_for_one)
-    denominator = mean_denominator(target, weight, ignore_index, input) if reduction == MEAN else None
-    return times_batch(of_one, grad_output, denominator, class_dim(input.shape) if reduction == NONE else None)
+    scale = mean_scale(target, weight, ignore_index, input) if reduction == MEAN else None
+    return times_batch(of_one, grad_output, scale, class_dim(input.shape) if reduction != SUM else None)
 
 
 _apply = eager_apply(NLLLossFunction)

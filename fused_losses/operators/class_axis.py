@@ -67,6 +67,14 @@ def mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, i
     return target_weights(target, weight, ignore_index, torch.float64).sum().to(accumulation_dtype(input.dtype))
 
 
+def mean_scale(target: Tensor, weight: Tensor | None, ignore_index: int, input: Tensor) -> Tensor | float:
+    """What the loss of each position counts in the mean, besides its weight: of an ignored one nothing is left."""
+    denominator = mean_denominator(target, weight, ignore_index, input)
+    if not isinstance(denominator, Tensor):
+        return 1 / denominator
+    return torch.where(target != ignore_index, 1 / denominator, 0)
+
+
 def fold(stack: Tensor, sample_dims: int) -> Tensor:
     """A stack, the batch axis first, as one sample: the batch joins the first axis of positions, or is it."""
     return stack if sample_dims <= 1 else stack.flatten(0, 1)

@@ -5,6 +5,7 @@ import torch
 from losses import (
     BINARY_CROSS_ENTROPY,
     BINARY_CROSS_ENTROPY_WITH_LOGITS,
+    CLASS_LOSSES,
     CROSS_ENTROPY,
     LOSSES,
     NLL_LOSS,
@@ -110,6 +111,22 @@ def test_batched_gradients_are_torchs(loss, device):
         each_loss = torch.eye(losses.numel(), dtype=torch.float64, device=device).view(-1, *losses.shape)
         jacobians += torch.autograd.grad(losses, x, each_loss, is_grads_batched=True)
     torch.testing.assert_close(jacobians[0], jacobians[1], rtol=0, atol=8 * torch.finfo(torch.float64).eps)
+
+
+@pytest.mark.parametrize("num_ignored", [1, 4], ids=["some ignored", "all ignored"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", CLASS_LOSSES, ids=repr)
+def test_batched_gradients_of_ignored_targets_are_zero(loss, reduction, num_ignored, device):
+    """Where nothing counts, the mean divides by 0 and its gradient is zero all the same."""
+    input, target = sample(loss, (4, 5), torch.float64, device)
+    target[:num_ignored] = -100
+    gradients = []
+    for function in (loss.ours, loss.torchs):
+        x = leaf(input)
+        value = function(x, target, reduction=reduction)
+        batch = torch.linspace(-1, 2, 3 * value.numel(), dtype=torch.float64, device=device).view(3, *value.shape)
+        gradients += torch.autograd.grad(value, x, batch, is_grads_batched=True)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=8 * torch.finfo(torch.float64).eps)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
