@@ -7,6 +7,8 @@ import sys
 
 import torch
 
+from .tracing import constant_while_tracing
+
 __all__ = ["COMPILED", "EAGER", "WATCHED", "note", "routes"]
 
 # What a route is called where a kernel computes; torch's own function is "torch: " and the reason.
@@ -34,7 +36,7 @@ def _note(loss: str, route: str) -> None:
         print(f"fused_losses: {loss}: {route}", file=sys.stderr)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_while_tracing
 def _note_while_tracing(loss: str, route: str) -> None:
     """Once for each graph that is traced: what runs of it is the graph."""
     _note(loss, route)

@@ -24,6 +24,7 @@ from torch.overrides import has_torch_function_variadic
 
 from ._cuda import is_cuda_available
 from .route_log import COMPILED, EAGER, WATCHED
+from .tracing import constant_while_tracing
 
 __all__ = [
     "has_overrides",
@@ -70,7 +71,7 @@ def _has_overriding_type(tensors: tuple[Tensor | None, ...]) -> bool:
     return any(handler is not None and handler not in plain for handler in handlers)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_while_tracing
 def _reason_while_tracing() -> str | None:
     """Dynamo follows a transform by entering it: what is true while it traces is true of the graph."""
     if _are_transforms_active() or forward_ad._current_level >= 0:

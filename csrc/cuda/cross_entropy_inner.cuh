@@ -121,10 +121,11 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
           const A shift = finite_shift(max);
           const DenseMass<T, kDense> dense(params, {outer, inner + k});
           const int64_t target_element = targets[k].target_class - first;  // not summed: see Note [Confident rows]
+          A sum_in_flight = 0;  // a thread sums all classes: fewer roundings of the large sum
 #pragma unroll
           for (int i = 0; i < kClassesInFlight<kDense>; ++i) {
             const A shifted = to_accumulation(x[i].elements[k]) - shift;
-            if (i != target_element) statistics[k].sum += exp_of_shifted<T>(shifted);
+            if (i != target_element) sum_in_flight += exp_of_shifted<T>(shifted);
             if constexpr (kDense) {
               if (first + i >= params.num_classes || k >= count) continue;
               const A mass = dense.at(first + i);
@@ -132,6 +133,7 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
               statistics[k].mass_times_x += mass * shifted;
             }
           }
+          statistics[k].sum += sum_in_flight;
         }
       }
 #pragma unroll
