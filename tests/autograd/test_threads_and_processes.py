@@ -46,6 +46,11 @@ def test_backward_in_another_thread_than_the_forward(loss):
 
 def compute_in_child(loss, input, target, connection):
     torch.set_num_threads(1)  # as every DataLoader worker does: OpenMP's pool does not survive a fork
+    try:
+        run(loss.torchs, input, target)
+    except RuntimeError as error:  # builds with CUDA have threads for the backward, which do not survive it either
+        connection.send(str(error))
+        return
     outcome = run(loss.ours, input, target)
     connection.send((outcome.loss.item(), outcome.gradient.numpy().tobytes()))
 
@@ -66,6 +71,8 @@ def test_forked_child(loss):
         child.kill()
     child.join()
     assert answer is not None, "the child hung"
+    if isinstance(answer, str):
+        pytest.skip(f"torch's own loss fails in a forked child: {answer}")
     value, gradient = answer
     assert value == expected.loss.item()
     assert gradient == expected.gradient.numpy().tobytes()
