@@ -76,6 +76,8 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
   using A = Accumulation<T>;
   using Group = PositionGroup<T, kPositions>;
   if (is_scaled_already<A>(params)) return;
+  // One thread sums all classes: the large sum is rounded once for those in flight. Eight positions lack the registers.
+  constexpr bool kSumsInFlight = kPositions <= 4;
   const T outside = from_accumulation<T>(-kInfinity<A>);
   const int64_t groups_per_outer = (params.inner_size + kPositions - 1) / kPositions;
   const int64_t num_groups = params.num_positions / params.inner_size * groups_per_outer;
@@ -121,11 +123,11 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
           const A shift = finite_shift(max);
           const DenseMass<T, kDense> dense(params, {outer, inner + k});
           const int64_t target_element = targets[k].target_class - first;  // not summed: see Note [Confident rows]
-          A sum_in_flight = 0;  // a thread sums all classes: fewer roundings of the large sum
+          A sum = kSumsInFlight ? A(0) : statistics[k].sum;
 #pragma unroll
           for (int i = 0; i < kClassesInFlight<kDense>; ++i) {
             const A shifted = to_accumulation(x[i].elements[k]) - shift;
-            if (i != target_element) sum_in_flight += exp_of_shifted<T>(shifted);
+            if (i != target_element) sum += exp_of_shifted<T>(shifted);
             if constexpr (kDense) {
               if (first + i >= params.num_classes || k >= count) continue;
               const A mass = dense.at(first + i);
@@ -133,7 +135,7 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
               statistics[k].mass_times_x += mass * shifted;
             }
           }
-          statistics[k].sum += sum_in_flight;
+          statistics[k].sum = kSumsInFlight ? statistics[k].sum + sum : sum;
         }
       }
 #pragma unroll
