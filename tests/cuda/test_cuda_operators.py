@@ -58,7 +58,7 @@ def count_calls(monkeypatch, name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("loss", [CROSS_ENTROPY, BINARY_CROSS_ENTROPY, BINARY_CROSS_ENTROPY_WITH_LOGITS], ids=repr)
 def test_the_device_scales_the_gradient(loss, dtype, grad_output, monkeypatch):
-    """It computes gradients anew, unless grad_output is what was expected: rounded once, the bits of a plain backward."""
+    """It computes the gradient anew, unless that is the expected one: rounded once, the bits of a plain backward."""
     scaled = count_calls(monkeypatch, "scale_gradient")
     rescaled = count_calls(monkeypatch, f"{loss.name}_rescale_gradient")
     input, target = sample(loss, (9, 40), dtype)
