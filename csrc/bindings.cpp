@@ -5,6 +5,7 @@
 
 #include "cpu/capability.h"
 #include "ops/gradient_pool.h"
+#include "ops/prepared_gradients.h"
 
 namespace py = pybind11;
 
@@ -24,7 +25,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "Build information, the choice of the CPU instruction set, the pool of gradient memory.";
+  module.doc() = "Build information, the choice of the CPU instruction set, the memory of gradients.";
   fused_losses::cpu::kernels();  // a bad FUSED_LOSSES_CPU_CAPABILITY is reported at import
   module.def("build_info", &build_info, "What this extension was built with.");
   module.def("available_cpu_capabilities", &fused_losses::cpu::available_capabilities,
@@ -42,5 +43,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("close_gradient_pool_block", &pool::close_block, py::arg("block"),
              "Ends a block; one that is not open is left alone.");
   module.def("gradient_pool_limit", &pool::limit, "The most memory of freed gradients that is kept now.");
+  module.def("num_prepared_gradients", &fused_losses::PreparedGradients::count,
+             "How many gradients wait for the backward of a compiled graph.");
   module.def("gradient_pool_idle_bytes", &pool::idle_bytes, "How much memory of freed gradients is kept now.");
 }

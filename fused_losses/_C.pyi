@@ -29,5 +29,8 @@ def close_gradient_pool_block(block: int) -> None:
 def gradient_pool_limit() -> int:
     """The most memory of freed gradients that is kept now."""
 
+def num_prepared_gradients() -> int:
+    """How many gradients wait for the backward of a compiled graph."""
+
 def gradient_pool_idle_bytes() -> int:
     """How much memory of freed gradients is kept now."""

@@ -1,9 +1,9 @@
 """The operators ``torch.ops.fused_losses.*`` under their Python names.
 
-The operators under the losses' own names, ``cross_entropy_with_statistics`` and the ``_backward`` ones can be
-differentiated themselves (:mod:`fused_losses.operators`), so that a graph that holds one has the right gradient. The
-other variants (``_forward``, ``_with_gradient``, ``_over_logits``, ``_rescale_gradient``) are building blocks of the
-Functions in :mod:`fused_losses.autograd` and have no derivative.
+The operators under the losses' own names, ``cross_entropy_with_statistics``, the ``_prepared`` and ``_backward`` ones
+can be differentiated themselves (:mod:`fused_losses.operators`), so that a graph that holds one has the right gradient.
+The other variants (``_forward``, ``_with_gradient``, ``_over_logits``, ``_rescale_gradient`` and so on) are building
+blocks and have no derivative.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ cross_entropy: _Loss = _namespace.cross_entropy.default
 cross_entropy_forward: _Loss = _namespace.cross_entropy_forward.default
 cross_entropy_with_gradient: _LossAndMore = _namespace.cross_entropy_with_gradient.default
 cross_entropy_with_statistics: _LossAndMore = _namespace.cross_entropy_with_statistics.default
+cross_entropy_prepared: _LossAndMore = _namespace.cross_entropy_prepared.default
 cross_entropy_backward: _Loss = _namespace.cross_entropy_backward.default
 cross_entropy_backward_over_logits: _Overwrite = _namespace.cross_entropy_backward_over_logits.default
 nll_loss: _Loss = _namespace.nll_loss.default
@@ -33,11 +34,17 @@ nll_loss_backward: _Loss = _namespace.nll_loss_backward.default
 binary_cross_entropy: _Loss = _namespace.binary_cross_entropy.default
 binary_cross_entropy_forward: _Loss = _namespace.binary_cross_entropy_forward.default
 binary_cross_entropy_with_gradient: _LossAndMore = _namespace.binary_cross_entropy_with_gradient.default
+binary_cross_entropy_prepared: _LossAndMore = _namespace.binary_cross_entropy_prepared.default
+binary_cross_entropy_prepared_backward: _Loss = _namespace.binary_cross_entropy_prepared_backward.default
 binary_cross_entropy_backward: _Loss = _namespace.binary_cross_entropy_backward.default
 binary_cross_entropy_with_logits: _Loss = _namespace.binary_cross_entropy_with_logits.default
 binary_cross_entropy_with_logits_forward: _Loss = _namespace.binary_cross_entropy_with_logits_forward.default
 binary_cross_entropy_with_logits_with_gradient: _LossAndMore = (
     _namespace.binary_cross_entropy_with_logits_with_gradient.default
+)
+binary_cross_entropy_with_logits_prepared: _LossAndMore = _namespace.binary_cross_entropy_with_logits_prepared.default
+binary_cross_entropy_with_logits_prepared_backward: _Loss = (
+    _namespace.binary_cross_entropy_with_logits_prepared_backward.default
 )
 binary_cross_entropy_with_logits_backward: _Loss = _namespace.binary_cross_entropy_with_logits_backward.default
 binary_cross_entropy_with_logits_backward_over_logits: _Overwrite = (

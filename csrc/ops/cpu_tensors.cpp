@@ -37,25 +37,27 @@ void advise_huge_pages(void* memory, size_t bytes) {
 #endif
 }
 
+bool can_make_tensors_over_memory() {
+#if defined(__linux__)
+  return torch_from_blob != nullptr;
+#else
+  return false;
+#endif
+}
+
 // A tensor in memory that goes back to the pool with it. See Note [Gradient pool].
 std::optional<Tensor> pooled(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type,
                              size_t bytes) {
-#if defined(__linux__)
-  if (torch_from_blob == nullptr) return std::nullopt;
+  if (!can_make_tensors_over_memory()) return std::nullopt;
   const gradient_pool::Memory memory = gradient_pool::take(bytes);
   if (memory.data == nullptr) return std::nullopt;
   const auto deleter = [](void* data, void* context) {
     gradient_pool::give_back({data, reinterpret_cast<size_t>(context)});
   };
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError error =
-      torch_from_blob(memory.data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, to_shim(type),
-                      aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0, deleter,
-                      reinterpret_cast<void*>(memory.bytes));
-  if (error == AOTI_TORCH_SUCCESS) return Tensor(handle);
-  gradient_pool::give_back(memory);
-#endif
-  return std::nullopt;
+  std::optional<Tensor> gradient =
+      tensor_over(memory.data, sizes, strides, type, deleter, reinterpret_cast<void*>(memory.bytes));
+  if (!gradient.has_value()) gradient_pool::give_back(memory);
+  return gradient;
 }
 
 template <class T>
@@ -66,6 +68,19 @@ Tensor filled_scalar(double value, ScalarType type, const Tensor& like) {
 }
 
 }  // namespace
+
+std::optional<Tensor> tensor_over(void* data, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                                  ScalarType type, void (*deleter)(void* data, void* context), void* context) {
+#if defined(__linux__)
+  if (torch_from_blob == nullptr) return std::nullopt;
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error = torch_from_blob(data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                               0, to_shim(type), aoti_torch_device_type_cpu(), -1, &handle,
+                                               aoti_torch_layout_strided(), nullptr, 0, deleter, context);
+  if (error == AOTI_TORCH_SUCCESS) return Tensor(handle);
+#endif
+  return std::nullopt;
+}
 
 Tensor empty_gradient(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type,
                       const Tensor& like) {

@@ -1,9 +1,17 @@
 // Tensors in the memory of the CPU: gradients from the pool, values on the host.
 #pragma once
 
+#include <optional>
+#include <vector>
+
 #include "tensors.h"
 
 namespace fused_losses {
+
+// A tensor over memory that is not torch's; `deleter(data, context)` is called when nothing needs it any more. Nothing
+// where torch cannot do that (before 2.11), and then nothing is called.
+std::optional<Tensor> tensor_over(void* data, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                                  ScalarType type, void (*deleter)(void* data, void* context), void* context);
 
 // Uninitialised memory for a gradient; a large one comes from the pool: see gradient_pool.h.
 Tensor empty_gradient(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type,

@@ -21,6 +21,8 @@ constexpr int64_t kBatchPositions = 16;        // or whole batches of rows
 // One call: the problem, its denominators and its kernel.
 class Call : public CrossEntropyProblem {
  public:
+  static constexpr bool kPreparesGradients = true;
+
   Call(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
        const CrossEntropyOptions& options, bool wants_gradient)
       : CrossEntropyProblem(logits, target, class_weight, options, wants_gradient) {

@@ -4,11 +4,14 @@
 //   Tensor new_gradient()   uninitialised, and the parameters point to it
 //   void run()              the kernels, for what the parameters ask for
 //   Tensor run_to_loss()    the forward, and its losses reduced
+//   kPreparesGradients      whether the gradient may wait for the backward
 #pragma once
 
+#include <bit>
 #include <tuple>
 
 #include "cross_entropy_problem.h"
+#include "prepared_gradients.h"
 
 namespace fused_losses {
 
@@ -45,9 +48,28 @@ struct CrossEntropyOperators {
     return {call.run_to_loss(), statistics};
   }
 
+  // The gradient may wait for the backward with these statistics: see Note [Prepared gradients].
+  static std::tuple<Tensor, Tensor> prepared(const Tensor& logits, const Tensor& target,
+                                             const std::optional<Tensor>& class_weight, int64_t reduction,
+                                             int64_t ignore_index, double label_smoothing, bool promote) {
+    if constexpr (Call::kPreparesGradients) {
+      if (to_reduction(reduction) != Reduction::None) {
+        return prepare(logits, target, class_weight, reduction, ignore_index, label_smoothing, promote);
+      }
+    }
+    return with_statistics(logits, target, class_weight, reduction, ignore_index, label_smoothing, promote);
+  }
+
   static Tensor backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
                          const std::optional<Tensor>& class_weight, const Tensor& statistics, int64_t reduction,
                          int64_t ignore_index, double label_smoothing, bool promote) {
+    if constexpr (Call::kPreparesGradients) {
+      if (const std::optional<Tensor> gradient = PreparedGradients::take(
+              statistics, key_of(logits, target, class_weight, reduction, ignore_index, label_smoothing, promote),
+              grad_output)) {
+        return *gradient;
+      }
+    }
     Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);
     call.set_backward(grad_output, statistics);
     Tensor gradient = call.new_gradient();
@@ -69,8 +91,36 @@ struct CrossEntropyOperators {
     library.impl("cross_entropy_forward", TORCH_BOX(&loss));
     library.impl("cross_entropy_with_gradient", TORCH_BOX(&with_gradient));
     library.impl("cross_entropy_with_statistics", TORCH_BOX(&with_statistics));
+    library.impl("cross_entropy_prepared", TORCH_BOX(&prepared));
     library.impl("cross_entropy_backward", TORCH_BOX(&backward));
     library.impl("cross_entropy_backward_over_logits", TORCH_BOX(&backward_over_logits));
+  }
+
+ private:
+  static std::tuple<Tensor, Tensor> prepare(const Tensor& logits, const Tensor& target,
+                                            const std::optional<Tensor>& class_weight, int64_t reduction,
+                                            int64_t ignore_index, double label_smoothing, bool promote) {
+    Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);
+    const CallKey key = key_of(logits, target, class_weight, reduction, ignore_index, label_smoothing, promote);
+    const std::optional<Tensor> ticket =
+        PreparedGradients::new_ticket({3, call.params.num_positions}, call.accumulation(), key);
+    const Tensor statistics = ticket.has_value() ? *ticket : call.new_statistics();
+    call.set_statistics(statistics);
+    call.params.mode = CrossEntropyMode::Loss;
+    const std::optional<double> expected = PreparedGradients::expected_grad_output(key);
+    if (!ticket.has_value() || !expected.has_value()) return {call.run_to_loss(), statistics};
+    const Tensor gradient = call.new_gradient();
+    call.params.mode = CrossEntropyMode::LossAndGradient;
+    call.params.expected_grad_output = *expected;
+    const Tensor loss = call.run_to_loss();
+    PreparedGradients::keep(statistics, *expected, gradient);
+    return {loss, statistics};
+  }
+
+  static CallKey key_of(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
+                        int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote) {
+    return {{&logits, &target, optional_operand(class_weight)},
+            {'c', reduction, ignore_index, std::bit_cast<int64_t>(label_smoothing), promote}};
   }
 };
 

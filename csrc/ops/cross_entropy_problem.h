@@ -46,13 +46,14 @@ class CrossEntropyProblem {
   Tensor new_losses();
   // [3, num_positions], the rows' m, S and S' or, with probability targets, Q.
   Tensor new_statistics();
+  // The kernels fill them, or read those of a forward.
+  void set_statistics(const Tensor& statistics);
   // Makes it the backward of a forward that left these statistics.
   void set_backward(const Tensor& grad_output, const Tensor& statistics);
   void set_grad_output(const Tensor& grad_output);
 
  private:
   void set_target(const Tensor& target);
-  void set_statistics(const Tensor& statistics);
   void set_layout(bool wants_gradient);
   std::optional<PositionLayout> try_layout(bool wants_gradient);
 

@@ -11,6 +11,8 @@ namespace fused_losses {
 // One call: the problem and its kernel.
 class ElementwiseCall : public ElementwiseProblem {
  public:
+  static constexpr bool kPreparesGradients = true;
+
   // `checks_range` asks for torch's RuntimeError when a value lies outside [0, 1].
   ElementwiseCall(cpu::BinaryCrossEntropyKernel* kernel, bool checks_range, const ElementwiseOperands& operands,
                   int64_t reduction)

@@ -5,11 +5,13 @@
 //   void use_grad_output(grad_output)  the parameters know it, be it a tensor or the value of one that holds one number
 //   void run()                         the kernels, for what the parameters ask for
 //   Tensor run_to_loss()               the forward, and its losses reduced
+//   kPreparesGradients                 whether the gradient may wait for the backward
 #pragma once
 
 #include <tuple>
 
 #include "elementwise_problem.h"
+#include "prepared_gradients.h"
 
 namespace fused_losses {
 
@@ -42,6 +44,45 @@ Tensor elementwise_loss_backward(const Tensor& grad_output, const ElementwiseOpe
   return gradient;
 }
 
+inline CallKey key_of(char loss, const ElementwiseOperands& operands, int64_t reduction) {
+  return {{&operands.input, &operands.target, optional_operand(operands.weight), optional_operand(operands.pos_weight)},
+          {loss, reduction}};
+}
+
+// See Note [Prepared gradients].
+template <class Call>
+std::tuple<Tensor, Tensor> prepared_elementwise_loss(char loss_key, const ElementwiseOperands& operands,
+                                                     int64_t reduction) {
+  if constexpr (Call::kPreparesGradients) {
+    const CallKey key = key_of(loss_key, operands, reduction);
+    const std::optional<Tensor> ticket = to_reduction(reduction) != Reduction::None
+                                             ? PreparedGradients::new_ticket({1}, ScalarType::Float, key)
+                                             : std::nullopt;
+    if (ticket.has_value()) {
+      *static_cast<float*>(ticket->data_ptr()) = 0;
+      const std::optional<double> expected = PreparedGradients::expected_grad_output(key);
+      if (!expected.has_value()) return {elementwise_loss<Call>(operands, reduction), *ticket};
+      const auto [loss, gradient] = elementwise_loss_with_gradient<Call>(operands, reduction, *expected);
+      PreparedGradients::keep(*ticket, *expected, gradient);
+      return {loss, *ticket};
+    }
+  }
+  Tensor ticket = empty({1}, ScalarType::Float, operands.input);
+  return {elementwise_loss<Call>(operands, reduction), torch::stable::zero_(ticket)};
+}
+
+template <class Call>
+Tensor prepared_elementwise_backward(char loss_key, const Tensor& grad_output, const ElementwiseOperands& operands,
+                                     const Tensor& ticket, int64_t reduction) {
+  if constexpr (Call::kPreparesGradients) {
+    if (const std::optional<Tensor> gradient =
+            PreparedGradients::take(ticket, key_of(loss_key, operands, reduction), grad_output)) {
+      return *gradient;
+    }
+  }
+  return elementwise_loss_backward<Call>(grad_output, operands, reduction);
+}
+
 template <class Call>
 struct BinaryCrossEntropyOperators {
   static inline const std::optional<Tensor> kNoPosWeight;
@@ -57,6 +98,17 @@ struct BinaryCrossEntropyOperators {
     return elementwise_loss_with_gradient<Call>({input, target, weight, kNoPosWeight}, reduction, grad_output);
   }
 
+  static std::tuple<Tensor, Tensor> prepared(const Tensor& input, const Tensor& target,
+                                             const std::optional<Tensor>& weight, int64_t reduction) {
+    return prepared_elementwise_loss<Call>('b', {input, target, weight, kNoPosWeight}, reduction);
+  }
+
+  static Tensor prepared_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                                  const std::optional<Tensor>& weight, const Tensor& ticket, int64_t reduction) {
+    return prepared_elementwise_backward<Call>('b', grad_output, {input, target, weight, kNoPosWeight}, ticket,
+                                               reduction);
+  }
+
   static Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                          const std::optional<Tensor>& weight, int64_t reduction) {
     return elementwise_loss_backward<Call>(grad_output, {input, target, weight, kNoPosWeight}, reduction);
@@ -66,6 +118,8 @@ struct BinaryCrossEntropyOperators {
     library.impl("binary_cross_entropy", TORCH_BOX(&loss));
     library.impl("binary_cross_entropy_forward", TORCH_BOX(&loss));
     library.impl("binary_cross_entropy_with_gradient", TORCH_BOX(&with_gradient));
+    library.impl("binary_cross_entropy_prepared", TORCH_BOX(&prepared));
+    library.impl("binary_cross_entropy_prepared_backward", TORCH_BOX(&prepared_backward));
     library.impl("binary_cross_entropy_backward", TORCH_BOX(&backward));
   }
 };
@@ -82,6 +136,19 @@ struct BinaryCrossEntropyWithLogitsOperators {
                                                   const std::optional<Tensor>& pos_weight, int64_t reduction,
                                                   double grad_output) {
     return elementwise_loss_with_gradient<Call>({logits, target, weight, pos_weight}, reduction, grad_output);
+  }
+
+  static std::tuple<Tensor, Tensor> prepared(const Tensor& logits, const Tensor& target,
+                                             const std::optional<Tensor>& weight,
+                                             const std::optional<Tensor>& pos_weight, int64_t reduction) {
+    return prepared_elementwise_loss<Call>('l', {logits, target, weight, pos_weight}, reduction);
+  }
+
+  static Tensor prepared_backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
+                                  const std::optional<Tensor>& weight, const std::optional<Tensor>& pos_weight,
+                                  const Tensor& ticket, int64_t reduction) {
+    return prepared_elementwise_backward<Call>('l', grad_output, {logits, target, weight, pos_weight}, ticket,
+                                               reduction);
   }
 
   static Tensor backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
@@ -105,6 +172,8 @@ struct BinaryCrossEntropyWithLogitsOperators {
     library.impl("binary_cross_entropy_with_logits", TORCH_BOX(&loss));
     library.impl("binary_cross_entropy_with_logits_forward", TORCH_BOX(&loss));
     library.impl("binary_cross_entropy_with_logits_with_gradient", TORCH_BOX(&with_gradient));
+    library.impl("binary_cross_entropy_with_logits_prepared", TORCH_BOX(&prepared));
+    library.impl("binary_cross_entropy_with_logits_prepared_backward", TORCH_BOX(&prepared_backward));
     library.impl("binary_cross_entropy_with_logits_backward", TORCH_BOX(&backward));
     library.impl("binary_cross_entropy_with_logits_backward_over_logits", TORCH_BOX(&backward_over_logits));
   }

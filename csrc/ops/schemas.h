@@ -3,6 +3,9 @@
 // reduction is 0 (none), 1 (mean) or 2 (sum), as in torch.nn._reduction. `promote` asks for the loss in the
 // accumulation type although the logits have 16 bits, and admits class weights of another type: what autocast does.
 //
+// `*_prepared` is the forward of a compiled graph: the gradient may wait for the backward with these statistics or this
+// ticket, see Note [Prepared gradients].
+//
 // `*_with_gradient` makes the gradient for `grad_output`, with the bits that `*_backward` has for that number, and for
 // reduction 0 with an expanded one (a sum) too: which of them made a gradient cannot be told.
 #pragma once
@@ -29,6 +32,9 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       "cross_entropy_with_statistics(Tensor logits, Tensor target, Tensor? class_weight, int reduction, "
       "int ignore_index, float label_smoothing, bool promote) -> (Tensor loss, Tensor statistics)");
   library.def(
+      "cross_entropy_prepared(Tensor logits, Tensor target, Tensor? class_weight, int reduction, int ignore_index, "
+      "float label_smoothing, bool promote) -> (Tensor loss, Tensor statistics)");
+  library.def(
       "cross_entropy_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? class_weight, "
       "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote) -> Tensor");
   library.def(
@@ -48,6 +54,12 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       "binary_cross_entropy_with_gradient(Tensor input, Tensor target, Tensor? weight, int reduction, "
       "float grad_output=1.0) -> (Tensor loss, Tensor gradient)");
   library.def(
+      "binary_cross_entropy_prepared(Tensor input, Tensor target, Tensor? weight, int reduction) -> (Tensor loss, "
+      "Tensor ticket)");
+  library.def(
+      "binary_cross_entropy_prepared_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
+      "Tensor ticket, int reduction) -> Tensor");
+  library.def(
       "binary_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, int reduction) "
       "-> Tensor");
   library.def(
@@ -59,6 +71,12 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   library.def(
       "binary_cross_entropy_with_logits_with_gradient(Tensor logits, Tensor target, Tensor? weight, "
       "Tensor? pos_weight, int reduction, float grad_output=1.0) -> (Tensor loss, Tensor gradient)");
+  library.def(
+      "binary_cross_entropy_with_logits_prepared(Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, "
+      "int reduction) -> (Tensor loss, Tensor ticket)");
+  library.def(
+      "binary_cross_entropy_with_logits_prepared_backward(Tensor grad_output, Tensor logits, Tensor target, "
+      "Tensor? weight, Tensor? pos_weight, Tensor ticket, int reduction) -> Tensor");
   library.def(
       "binary_cross_entropy_with_logits_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? weight, "
       "Tensor? pos_weight, int reduction) -> Tensor");

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from .. import _ops
 from ..operators.binary_cross_entropy import composite
-from ..operators.registration import call
 from ..route_log import EAGER
 from ..routing import may_be_differentiated
 from .backward import below_autograd, dense, is_plain, take_gradient
 from .eager import eager_apply, prepared_grad_output
-from .elementwise import watched_gradients
+from .elementwise import watched_gradients, watched_loss
 from .scale_history import expectation_of
 
 
@@ -83,6 +82,5 @@ def fused_binary_cross_entropy(
     if not may_be_differentiated(input, route):
         return _ops.binary_cross_entropy_forward(*arguments)
     if route != EAGER:
-        loss: Tensor = call("binary_cross_entropy", *arguments)
-        return loss
+        return watched_loss("binary_cross_entropy", route, *arguments)
     return _apply(*arguments)

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from .. import _ops
 from ..operators.binary_cross_entropy_with_logits import composite
-from ..operators.registration import call
 from ..route_log import EAGER
 from ..routing import may_be_differentiated
 from .backward import below_autograd, dense, is_plain, take_gradient
 from .eager import eager_apply, prepared_grad_output
-from .elementwise import watched_gradients
+from .elementwise import watched_gradients, watched_loss
 from .inplace import may_overwrite, overwrite
 from .scale_history import expectation_of
 
@@ -106,8 +105,7 @@ def fused_binary_cross_entropy_with_logits(
     if not may_be_differentiated(logits, route):
         loss = _ops.binary_cross_entropy_with_logits_forward(*arguments)
     elif route != EAGER:
-        watched: Tensor = call("binary_cross_entropy_with_logits", *arguments)
-        return watched
+        return watched_loss("binary_cross_entropy_with_logits", route, *arguments)
     else:
         loss = _apply(*arguments, inplace_gradient)
     return loss if reduction != 0 else _in_order_of(target, loss)

@@ -13,7 +13,7 @@ from ..operators.class_axis import class_dim, mean_scale
 from ..operators.composite import other_gradients
 from ..operators.cross_entropy import composite
 from ..operators.registration import MEAN, NONE, call
-from ..route_log import EAGER
+from ..route_log import COMPILED, EAGER
 from ..routing import may_be_differentiated
 from .backward import (
     below_autograd,
@@ -162,6 +162,7 @@ def fused_cross_entropy(
     if not may_be_differentiated(logits, route):
         return _ops.cross_entropy_forward(logits, target, class_weight, *options)
     if route != EAGER:
-        loss: Tensor = call("cross_entropy_with_statistics", logits, target, class_weight, *options)[0]
+        name = "cross_entropy_prepared" if route == COMPILED else "cross_entropy_with_statistics"
+        loss: Tensor = call(name, logits, target, class_weight, *options)[0]
         return loss
     return _apply(logits, target, class_weight, *options, inplace_gradient)

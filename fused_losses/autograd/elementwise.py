@@ -11,8 +11,18 @@ from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
 from ..operators.composite import other_gradients
-from ..operators.registration import MEAN, call
+from ..operators.registration import MEAN, NONE, call
+from ..route_log import COMPILED
 from .backward import is_batched, reduction_for_one, times_batch
+
+
+def watched_loss(name: str, route: str, *arguments: Any) -> Tensor:
+    """The differentiable operator; in a compiled graph, of which a backward is likely to follow, with a ticket."""
+    if route == COMPILED and arguments[-1] != NONE:
+        prepared: Tensor = call(f"{name}_prepared", *arguments)[0]
+        return prepared
+    loss: Tensor = call(name, *arguments)
+    return loss
 
 
 def watched_gradients(

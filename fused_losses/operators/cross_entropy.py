@@ -295,5 +295,11 @@ OPERATORS = {
         save=_save_with_statistics,
         batch=_batch_with_statistics,
     ),
+    "cross_entropy_prepared": Operator(
+        fake=_fake_with_statistics,
+        derivative=_differentiate_with_statistics,
+        save=_save_with_statistics,
+        batch=_batch_with_statistics,
+    ),
     "cross_entropy_backward": Operator(fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward),
 }

@@ -12,7 +12,7 @@ from ..routing import HALF_DTYPES
 from .batching import batch_first, reduce_stack, spread_stack
 from .class_axis import FLOAT_DTYPES, accumulation_dtype
 from .composite import other_gradients, second_gradients
-from .registration import MEAN, NONE, call
+from .registration import MEAN, NONE, are_transforms_active, call
 
 _MOST_BROADCAST_DIMS = 8  # kMaxBroadcastDims in csrc/core
 
@@ -54,6 +54,10 @@ def fake_backward(grad_output: Tensor, input: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(input)
 
 
+def fake_prepared(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return fake_loss(input, target, *others), input.new_empty(1, dtype=torch.float32)
+
+
 # Derivatives. `composite(reduction, *tensors)` is torch's own loss.
 
 
@@ -63,6 +67,30 @@ def differentiate_loss(
     (reduction,) = ctx.options
     tensors = ctx.saved_tensors
     gradient = call(backward, grad_output, *tensors, reduction)
+    others = other_gradients(ctx, lambda *aliases: composite(reduction, *aliases), tensors, grad_output)
+    return (gradient, *others, None)
+
+
+def save_prepared(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, ticket = output
+    ctx.mark_non_differentiable(ticket)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:-1], ticket)
+    ctx.options = inputs[-1:]
+
+
+def differentiate_prepared(
+    loss: str, composite: Callable[..., Tensor], ctx: Any, grad_output: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """With the gradient that may wait under the ticket, unless somebody differentiates or batches this once more."""
+    *tensors, ticket = ctx.saved_tensors
+    if grad_output is None:
+        return (None,) * (len(tensors) + 1)
+    (reduction,) = ctx.options
+    if torch.is_grad_enabled() or are_transforms_active():
+        gradient = call(f"{loss}_backward", grad_output, *tensors, reduction)
+    else:
+        gradient = call(f"{loss}_prepared_backward", grad_output, *tensors, ticket, reduction)
     others = other_gradients(ctx, lambda *aliases: composite(reduction, *aliases), tensors, grad_output)
     return (gradient, *others, None)
 
@@ -121,6 +149,11 @@ def batch_loss(loss: str, info: Any, in_dims: tuple[int | None, ...], *arguments
     exact_target = target.float() if target.dtype.itemsize == 2 and input.dtype.itemsize == 2 else target
     losses = call(loss, input, exact_target, *weights, NONE)
     return reduce_stack(losses, input[0].numel() if reduction == MEAN else None, target.dtype), 0
+
+
+def batch_prepared(loss: str, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+    losses, dim = batch_loss(loss, info, in_dims, *arguments)
+    return (losses, losses.new_zeros(1, dtype=torch.float32)), (dim, None)
 
 
 def batch_backward(backward: str, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:

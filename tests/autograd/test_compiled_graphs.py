@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from losses import CROSS_ENTROPY, LOSSES, REDUCTIONS, sample, sample_class_probabilities
+from losses import CROSS_ENTROPY, LOSSES, NLL_LOSS, REDUCTIONS, sample, sample_class_probabilities
 from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import fused_losses
+from fused_losses._C import num_prepared_gradients
 
 FEW_ROUNDINGS = 32 * torch.finfo(torch.float32).eps
 
@@ -32,9 +33,9 @@ class Counting(CompileCounterWithBackend):
 
 
 def operator_of(loss, needs_gradient=True):
-    if loss is CROSS_ENTROPY and needs_gradient:
-        return "fused_losses.cross_entropy_with_statistics.default"
-    return f"fused_losses.{loss.name}{'' if needs_gradient else '_forward'}.default"
+    if not needs_gradient:
+        return f"fused_losses.{loss.name}_forward.default"
+    return f"fused_losses.{loss.name}{'' if loss is NLL_LOSS else '_prepared'}.default"
 
 
 class Model(torch.nn.Module):
@@ -56,15 +57,34 @@ def problem(loss, num_rows=16):
     return torch.randn(num_rows, 12), sample(loss, (num_rows, 5))[1]
 
 
-def gradients(model, *arguments):
+def gradients(function, *arguments, model=None):
+    model = function if model is None else model
     model.zero_grad()
-    value = model(*arguments)
+    value = function(*arguments)
     value.sum().backward()
     return [value.detach(), *(parameter.grad for parameter in model.parameters())]
 
 
 def assert_same(ours, torchs):
     torch.testing.assert_close(ours, torchs, rtol=FEW_ROUNDINGS, atol=FEW_ROUNDINGS)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss is not NLL_LOSS], ids=repr)
+def test_the_backward_takes_the_gradient_that_the_forward_made(loss, backend):
+    """And finds none, to the same bits, where the scale of the loss is another or the graph is kept."""
+    arguments = problem(loss)
+    model = Model(loss, loss.our_module())
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for scale in (1.0, 1.0, 0.5, 0.5):
+        expected = gradients(lambda *a, scale=scale: model(*a) * scale, *arguments, model=model)
+        value = compiled(*arguments) * scale
+        assert num_prepared_gradients() == 1
+        for _ in range(2):
+            model.zero_grad()
+            value.backward(retain_graph=True)
+            assert num_prepared_gradients() == 0
+            assert_same([value.detach(), *(parameter.grad for parameter in model.parameters())], expected)
 
 
 @pytest.mark.parametrize("form", ["function", "module", "patched function", "patched module"])

@@ -9,6 +9,8 @@ namespace {
 // One call: the problem, its stream and its denominators, which stay on the device.
 class Call : public CrossEntropyProblem {
  public:
+  static constexpr bool kPreparesGradients = false;
+
   Call(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
        const CrossEntropyOptions& options, bool wants_gradient)
       : CrossEntropyProblem(logits, target, class_weight, options, wants_gradient), scope_(logits), scratch_(logits) {

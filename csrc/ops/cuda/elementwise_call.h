@@ -11,6 +11,8 @@ using ElementwiseKernel = int64_t(const BinaryCrossEntropyParams&, Stream);
 // One call: the problem, its stream and its kernel.
 class ElementwiseCall : public ElementwiseProblem {
  public:
+  static constexpr bool kPreparesGradients = false;
+
   ElementwiseCall(ElementwiseKernel* kernel, const ElementwiseOperands& operands, int64_t reduction)
       : ElementwiseProblem(operands, reduction), kernel_(kernel), scope_(operands.input) {}
 
