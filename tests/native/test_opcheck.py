@@ -26,6 +26,7 @@ def test_cross_entropy(options: tuple[int, int, float, bool], weighted: bool) ->
     torch.library.opcheck(
         _ops.cross_entropy, (logits.requires_grad_(), target, weight, *options), test_utils=DIFFERENTIABLE
     )
+    torch.library.opcheck(_ops.cross_entropy_prepared, (logits, target, weight, *options), test_utils=DIFFERENTIABLE)
     arguments = (logits.detach(), target, weight, *options)
     torch.library.opcheck(_ops.cross_entropy_forward, arguments, test_utils=BUILDING_BLOCK)
     torch.library.opcheck(_ops.cross_entropy_with_statistics, arguments, test_utils=BUILDING_BLOCK)
@@ -77,6 +78,13 @@ def test_binary_cross_entropy(reduction: int) -> None:
         for grad_output in ((), (0.5,)):
             with_gradient = (*arguments, *grad_output)
             torch.library.opcheck(_ops.binary_cross_entropy_with_gradient, with_gradient, test_utils=BUILDING_BLOCK)
+    torch.library.opcheck(_ops.binary_cross_entropy_prepared, (input, *arguments[1:]), test_utils=DIFFERENTIABLE)
+    loss, ticket = _ops.binary_cross_entropy_prepared(*arguments)
+    torch.library.opcheck(
+        _ops.binary_cross_entropy_prepared_backward,
+        (torch.ones_like(loss), *arguments[:-1], ticket, reduction),
+        test_utils=BUILDING_BLOCK,
+    )
     grad_output = torch.ones_like(_ops.binary_cross_entropy_forward(*arguments))
     torch.library.opcheck(_ops.binary_cross_entropy_backward, (grad_output, *arguments), test_utils=BUILDING_BLOCK)
 
@@ -86,8 +94,15 @@ def test_binary_cross_entropy_with_logits(reduction: int) -> None:
     logits, target, weight = torch.randn(4, 6), torch.rand(4, 6), torch.rand(6)
     arguments = (logits.clone().requires_grad_(), target, weight, weight, reduction)
     torch.library.opcheck(_ops.binary_cross_entropy_with_logits, arguments, test_utils=DIFFERENTIABLE)
+    torch.library.opcheck(_ops.binary_cross_entropy_with_logits_prepared, arguments, test_utils=DIFFERENTIABLE)
     arguments = (logits, target, weight, weight, reduction)
     torch.library.opcheck(_ops.binary_cross_entropy_with_logits_forward, arguments, test_utils=BUILDING_BLOCK)
+    loss, ticket = _ops.binary_cross_entropy_with_logits_prepared(*arguments)
+    torch.library.opcheck(
+        _ops.binary_cross_entropy_with_logits_prepared_backward,
+        (torch.ones_like(loss), *arguments[:-1], ticket, reduction),
+        test_utils=BUILDING_BLOCK,
+    )
     if reduction != 0:
         for grad_output in ((), (0.5,)):
             with_gradient = (*arguments, *grad_output)
