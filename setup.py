@@ -58,6 +58,7 @@ KERNEL_SOURCES = [
     "csrc/cpu/elementary_functions.cpp",
     "csrc/cpu/index_target.cpp",
     "csrc/cpu/nll_loss.cpp",
+    "csrc/cpu/token_statistics.cpp",
 ]
 
 

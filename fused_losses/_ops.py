@@ -50,6 +50,8 @@ binary_cross_entropy_with_logits_backward: _Loss = _namespace.binary_cross_entro
 binary_cross_entropy_with_logits_backward_over_logits: _Overwrite = (
     _namespace.binary_cross_entropy_with_logits_backward_over_logits.default
 )
+token_statistics: Callable[..., tuple[Tensor, ...]] = _namespace.token_statistics.default
+token_statistics_backward: _Loss = _namespace.token_statistics_backward.default
 cross_entropy_rescale_gradient: _Overwrite = _namespace.cross_entropy_rescale_gradient.default
 binary_cross_entropy_rescale_gradient: _Overwrite = _namespace.binary_cross_entropy_rescale_gradient.default
 binary_cross_entropy_with_logits_rescale_gradient: _Overwrite = (

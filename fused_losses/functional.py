@@ -1,4 +1,4 @@
-"""The four losses under the names, arguments and defaults of :mod:`torch.nn.functional`.
+"""The four losses under the names, arguments and defaults of :mod:`torch.nn.functional`, and the statistics of tokens.
 
 Each function computes on the fused kernels where they apply and calls torch's own function everywhere else, which also
 says what is wrong with a call: ``docs/routing.md`` lists which calls go where.
@@ -32,9 +32,19 @@ from .routing import (
     reason_for_torch,
     without_waiting_wrapper,
 )
+from .tokens import TokenStatistics, entropy_from_logits, selective_log_softmax, token_statistics
 from .torch_losses import mark_as_replacement, torch_function
 
-__all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss"]
+__all__ = [
+    "TokenStatistics",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "entropy_from_logits",
+    "nll_loss",
+    "selective_log_softmax",
+    "token_statistics",
+]
 
 _torch_cross_entropy = torch_function("cross_entropy")
 _torch_nll_loss = torch_function("nll_loss")

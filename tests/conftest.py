@@ -26,6 +26,7 @@ from quick_selection import (  # noqa: F401
 )
 
 import fused_losses
+from fused_losses.autograd import scale_history
 
 # "emulated": tensors of the CPU, the CUDA kernels run on the host. See emulated_cuda.py.
 DEVICES = ["cpu", "emulated", "cuda"] if torch.cuda.is_available() else ["cpu", "emulated"]
@@ -74,6 +75,12 @@ def device(request, monkeypatch):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(20240229)
+
+
+@pytest.fixture(autouse=True)
+def no_scales_remembered():
+    """By what a test's losses were scaled is no other test's business."""
+    scale_history._expectations.clear()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ struct Kernels {
   NLLLossKernel* nll_loss;
   BinaryCrossEntropyKernel* binary_cross_entropy;
   BinaryCrossEntropyKernel* binary_cross_entropy_with_logits;
+  TokenStatisticsKernel* token_statistics;
   ScanTargetsKernel* scan_targets;
   ElementaryFunctionKernel* elementary_function;
 };

@@ -27,6 +27,8 @@ void map_function(ElementaryFunction function, const A* input, A* output, int64_
       return map(input, output, count, [](Vec<A> x) { return log_of_complement<A>(x); });
     case ElementaryFunction::Log1pOfAny:
       return map(input, output, count, [](Vec<A> x) { return log_of_sum<A>(x + A(1), broadcast(A(1)), x); });
+    case ElementaryFunction::Tanh:
+      return map(input, output, count, [](Vec<A> x) { return tanh<A>(x); });
   }
 }
 

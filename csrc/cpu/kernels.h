@@ -8,15 +8,17 @@
 #include "../core/cross_entropy.h"
 #include "../core/index_target.h"
 #include "../core/nll_loss.h"
+#include "../core/token_statistics.h"
 
 namespace fused_losses::cpu {
 
-enum class ElementaryFunction : int64_t { Exp, Log, Log1p, LogOfComplement, Log1pOfAny };
+enum class ElementaryFunction : int64_t { Exp, Log, Log1p, LogOfComplement, Log1pOfAny, Tanh };
 
 // A kernel works on a range of blocks; blocks have a fixed size, so that sums do not depend on the number of threads.
 using CrossEntropyKernel = void(const CrossEntropyParams&, int64_t block_begin, int64_t block_end);
 using NLLLossKernel = void(const NLLLossParams&, int64_t block_begin, int64_t block_end);
 using BinaryCrossEntropyKernel = void(const BinaryCrossEntropyParams&, int64_t block_begin, int64_t block_end);
+using TokenStatisticsKernel = void(const TokenStatisticsParams&, int64_t block_begin, int64_t block_end);
 using ScanTargetsKernel = TargetScan(const IndexTarget&, int64_t begin, int64_t end);
 using ElementaryFunctionKernel = void(ElementaryFunction, DType, const void* input, void* output, int64_t count);
 
@@ -28,6 +30,7 @@ using ElementaryFunctionKernel = void(ElementaryFunction, DType, const void* inp
   NLLLossKernel nll_loss;                                    \
   BinaryCrossEntropyKernel binary_cross_entropy;             \
   BinaryCrossEntropyKernel binary_cross_entropy_with_logits; \
+  TokenStatisticsKernel token_statistics;                    \
   ScanTargetsKernel scan_targets;                            \
   ElementaryFunctionKernel elementary_function;              \
   }

@@ -1,4 +1,4 @@
-// exp, log and log1p on registers, by argument reduction and polynomials.
+// exp, log, log1p and tanh on registers, by argument reduction and polynomials.
 //
 // Note [Elementary functions]
 // The polynomials are minimax fits (Remez exchange, 50 digits; the relative error of the fit is beside each).
@@ -36,6 +36,7 @@ struct MathConstants<float> {
   static constexpr float kRound = 12582912.0f;    // 1.5 * 2^23
   static constexpr float kExpLowest = -87.3365f;  // exp is subnormal below
   static constexpr float kExpZero = -88.0f;       // where 2^n, n = -127, has become 0
+  static constexpr float kTanhLowest = -60.0f;    // of -2 |x|: tanh has been 1 for long
   static constexpr float kExp[] = {0.5000000027f, 0.1666657665f, 0.04166637427f, 0.008363235069f,
                                    0.001394120437f};  // 8e-9
   static constexpr float kLog[] = {-0.4999998916f, 0.3333330806f,  -0.2500152554f, 0.2000303446f,  -0.1661102029f,
@@ -56,6 +57,7 @@ struct MathConstants<double> {
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kExpLowest = -708.3964;
   static constexpr double kExpZero = -709.0;
+  static constexpr double kTanhLowest = -60.0;
   static constexpr double kExp[] = {0.49999999999999999997,   0.1666666666666667103,    0.041666666666666683892,
                                     0.008333333333326083043,  0.0013888888888874327325, 0.00019841269875002816428,
                                     2.4801587347515960777e-5, 2.7557255169160032197e-6, 2.7557252734314130101e-7,
@@ -81,6 +83,22 @@ inline Vec<A> exp(Vec<A> x) {
   const Vec<A> n = (x * C::kLog2E + C::kRound) - C::kRound;
   const Vec<A> r = (x - n * C::kLn2High) - n * C::kLn2Low;
   return scale((r * r) * polynomial(r, C::kExp) + r + A(1), n, x, C::kExpLowest);
+}
+
+// tanh by expm1(y) / (expm1(y) + 2), y = -2 |x|, with expm1(y) = 2^n (exp(r) - 1) + (2^n - 1), where nothing cancels:
+// n is 0 or the second term is at most -1/2 and the first at most 1/5.
+template <class A>
+inline Vec<A> tanh(Vec<A> x) {
+  using C = MathConstants<A>;
+  const IntVec<A> is_negative = x < Vec<A>{};
+  const Vec<A> magnitude = select(is_negative, -x, x);
+  const Vec<A> y = max_of(broadcast<A>(C::kTanhLowest), magnitude * A(-2));
+  const Vec<A> n = (y * C::kLog2E + C::kRound) - C::kRound;
+  const Vec<A> r = (y - n * C::kLn2High) - n * C::kLn2Low;
+  const Vec<A> power = scale(broadcast(A(1)), n, y, C::kExpLowest);
+  const Vec<A> expm1 = power * ((r * r) * polynomial(r, C::kExp) + r) + (power - A(1));
+  const Vec<A> result = -expm1 / (expm1 + A(2));
+  return select(is_negative, -result, result);
 }
 
 // log(1 + f) for -0.3 < f <= 1 by 2 atanh(s), s = f / (2 + f). Since 2 s = f - s f, it is f less a smaller term, and

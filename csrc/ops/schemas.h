@@ -83,6 +83,13 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   library.def(
       "binary_cross_entropy_with_logits_backward_over_logits(Tensor grad_output, Tensor(a!) logits, Tensor target, "
       "Tensor? weight, Tensor? pos_weight, int reduction) -> ()");
+  // `softcap` 0 is none. `saved` is for the backward: the rows' m, S, S' and T of Note [Token statistics].
+  library.def(
+      "token_statistics(Tensor logits, Tensor target, float logit_scale, float softcap, int ignore_index) -> (Tensor "
+      "log_prob, Tensor log_sum_exp, Tensor entropy, Tensor argmax, Tensor saved)");
+  library.def(
+      "token_statistics_backward(Tensor? grad_log_prob, Tensor? grad_log_sum_exp, Tensor? grad_entropy, Tensor logits, "
+      "Tensor target, Tensor saved, float logit_scale, float softcap, int ignore_index) -> Tensor");
   // What a device that the host does not wait for needs besides. `*_rescale_gradient`: `gradient` is that of this call
   // for grad_output = 1; it becomes that of the given one, rounded once. `scale_gradient`: the plain product.
   library.def(

@@ -6,7 +6,14 @@ first and second, and the rules by which :func:`torch.vmap` makes one call of a 
 
 from __future__ import annotations
 
-from . import binary_cross_entropy, binary_cross_entropy_with_logits, cross_entropy, nll_loss, overwriting
+from . import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    nll_loss,
+    overwriting,
+    token_statistics,
+)
 from .registration import register
 
 __all__ = ["register_operators"]
@@ -14,7 +21,8 @@ __all__ = ["register_operators"]
 
 def register_operators(namespace: str) -> None:
     """Tell torch about the operators of a namespace: ``fused_losses``, or the tests' emulation of a GPU."""
-    for module in (cross_entropy, nll_loss, binary_cross_entropy, binary_cross_entropy_with_logits, overwriting):
+    losses = (cross_entropy, nll_loss, binary_cross_entropy, binary_cross_entropy_with_logits)
+    for module in (*losses, token_statistics, overwriting):
         for name, description in module.OPERATORS.items():
             register(namespace, name, description)
 

@@ -1,4 +1,4 @@
-"""The largest error of the kernels' exp, log and log1p in units of the last place, for every instruction set."""
+"""The largest error of the kernels' exp, log, log1p and tanh in units of the last place, for every instruction set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import fused_losses._C as native
 from fused_losses import _ops
 
-EXP, LOG, LOG1P, LOG_OF_COMPLEMENT, LOG1P_OF_ANY = range(5)
+EXP, LOG, LOG1P, LOG_OF_COMPLEMENT, LOG1P_OF_ANY, TANH = range(6)
 NUM_POINTS = 400_000
 
 
@@ -51,6 +51,8 @@ TABLE = [
     pytest.param(
         LOG_OF_COMPLEMENT, lambda x: np.log1p(-x), "logarithmic", (1.2e-38, 0.5), (1e-300, 0.5), 2.0, id="complement-0"
     ),
+    pytest.param(TANH, np.tanh, "linear", (-12.0, 12.0), (-25.0, 25.0), 2.5, id="tanh"),
+    pytest.param(TANH, np.tanh, "logarithmic", (1.2e-30, 1.0), (1e-290, 1.0), 2.5, id="tanh-near-zero"),
 ]
 
 

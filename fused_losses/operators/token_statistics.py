@@ -1,0 +1,140 @@
+"""What torch must know of the operators of the statistics of tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batching import batch_first
+from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
+from .registration import Operator, call
+
+_Options = tuple[float, float, int]  # logit_scale, softcap (0: none), ignore_index
+_NUM_SAVED = 4
+
+
+def refusal(logits: Tensor, target: Tensor, logit_scale: float, softcap: float, ignore_index: int) -> str | None:
+    """Why the kernels do not compute these statistics, or ``None``."""
+    if not logits.is_cpu:
+        return "there are no kernels for tokens on this device"
+    if logits.dtype not in FLOAT_DTYPES or logits.dim() == 0:
+        return "the logits are no floating-point tensor with a class axis"
+    if target.dtype not in INDEX_DTYPES or target.shape != logits.shape[:-1]:
+        return "the targets are no class indices in the shape of the logits without their last axis"
+    if not (math.isfinite(logit_scale) and logit_scale != 0 and math.isfinite(softcap)):
+        return "logit_scale or softcap is not finite, or logit_scale is 0"
+    if not (type(ignore_index) is int and -(2**63) <= ignore_index < 2**63):
+        return "ignore_index is no 64-bit integer"
+    return None
+
+
+def transformed(logits: Tensor, logit_scale: float, softcap: float) -> Tensor:
+    """What softmax is taken of."""
+    if softcap:
+        return softcap * torch.tanh(logits * (logit_scale / softcap))
+    return logits * logit_scale
+
+
+def composite(options: _Options, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability, log-sum-exp and entropy by torch's own operators, in the type of computation."""
+    logit_scale, softcap, ignore_index = options
+    x = transformed(logits.to(accumulation_dtype(logits.dtype)), logit_scale, softcap)
+    log_p = torch.log_softmax(x, -1)
+    counts = target != ignore_index
+    index = torch.where(counts, target, 0).long().unsqueeze(-1)
+    log_prob = torch.where(counts, log_p.gather(-1, index).squeeze(-1), 0)
+    p = log_p.exp()
+    entropy = -(p * torch.where(p == 0, 0, log_p)).sum(-1)  # masked classes: 0 times -inf counts 0
+    return log_prob, torch.logsumexp(x, -1), entropy
+
+
+def _fake(
+    logits: Tensor, target: Tensor, logit_scale: float, softcap: float, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(logits.dtype)
+    sizes = logits.shape[:-1]
+    num_positions = 1
+    for size in sizes:
+        num_positions = num_positions * size
+    log_prob, log_sum_exp, entropy = (logits.new_empty(sizes, dtype=dtype) for _ in range(3))
+    argmax = logits.new_empty(sizes, dtype=torch.int64)
+    return log_prob, log_sum_exp, entropy, argmax, logits.new_empty((_NUM_SAVED, num_positions), dtype=dtype)
+
+
+def _fake_backward(
+    grad_log_prob: Tensor | None,
+    grad_log_sum_exp: Tensor | None,
+    grad_entropy: Tensor | None,
+    logits: Tensor,
+    *others: Any,
+) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target, *options = inputs
+    *_, argmax, saved = output
+    ctx.mark_non_differentiable(argmax, saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, target, saved)
+    ctx.options = tuple(options)
+
+
+def _differentiate(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+    grads = grad_outputs[:3]
+    if all(grad is None for grad in grads):
+        return (None,) * 5
+    gradient = call("token_statistics_backward", *grads, *ctx.saved_tensors, *ctx.options)
+    return (gradient, None, None, None, None)
+
+
+def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
+    """Through torch's own operators. What was saved depends on the logits, whose part has it all."""
+    *grads, logits, target, _ = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:4]
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in (*grads, logits)]
+        *grad_aliases, x = aliases
+        assert x is not None
+        results, pull_back = torch.func.vjp(lambda x: composite(ctx.options, x, target), x)[:2]
+        cotangents = tuple(
+            torch.zeros_like(result) if grad is None else grad.to(result.dtype)
+            for grad, result in zip(grad_aliases, results, strict=True)
+        )
+        (gradient,) = pull_back(cotangents)
+        wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if alias is not None and needs]
+        seconds = iter(torch.autograd.grad(gradient, wanted, direction, create_graph=create_graph, allow_unused=True))
+    found = [
+        next(seconds) if alias is not None and needs else None for alias, needs in zip(aliases, needed, strict=True)
+    ]
+    return (*found, None, None, None, None, None)
+
+
+def _batch(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+    logits, target, *options = arguments
+    logits, target = (batch_first(tensor, info, dim) for tensor, dim in zip((logits, target), in_dims, strict=False))
+    *results, saved = call("token_statistics", logits, target, *options)
+    return (*results, saved.view(_NUM_SAVED, info.batch_size, -1)), (0, 0, 0, 0, 1)
+
+
+def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+    *tensors, saved, logit_scale, softcap, ignore_index = arguments
+    stacks = [
+        None if tensor is None else batch_first(tensor, info, dim)
+        for tensor, dim in zip(tensors, in_dims, strict=False)
+    ]
+    saved_first = batch_first(saved, info, in_dims[5])
+    saved = saved_first.movedim(0, 1).flatten(1).contiguous()
+    return call("token_statistics_backward", *stacks, saved, logit_scale, softcap, ignore_index), 0
+
+
+OPERATORS = {
+    "token_statistics": Operator(fake=_fake, derivative=_differentiate, save=_save, batch=_batch),
+    "token_statistics_backward": Operator(
+        fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward
+    ),
+}

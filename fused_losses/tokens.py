@@ -1,0 +1,138 @@
+"""What language models and reinforcement learning ask of a row of logits: all of it from one sweep."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .operators.registration import call
+from .operators.token_statistics import composite, refusal, transformed
+from .route_log import note
+from .routing import has_overrides, kernel_route, reason_for_torch, without_waiting_wrapper
+
+__all__ = ["TokenStatistics", "entropy_from_logits", "selective_log_softmax", "token_statistics"]
+
+_NO_INDEX = -(2**63)  # an ignore_index that ignores nothing
+
+
+class TokenStatistics(NamedTuple):
+    """Of each row of logits, in the shape of the targets."""
+
+    log_prob: Tensor
+    """:math:`\\log \\operatorname{softmax}(x)_t`; 0 where the target is ignored."""
+    log_sum_exp: Tensor
+    """:math:`\\log \\sum_c \\exp x_c`."""
+    entropy: Tensor
+    """Of :math:`\\operatorname{softmax}(x)`, in nats."""
+    argmax: Tensor
+    """The first of the largest, int64."""
+
+
+def token_statistics(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+) -> TokenStatistics:
+    r"""Log-probability of the target, log-sum-exp, entropy and argmax of each row of logits, in one sweep.
+
+    .. math::
+        x_c = s \tanh(a\, l_c / s), \quad
+        \log p_t = x_t - \log \sum_c e^{x_c}, \quad
+        H = - \sum_c p_c \log p_c
+
+    with the logits :math:`l`, ``logit_scale`` :math:`a` and ``softcap`` :math:`s`; without a softcap :math:`x = a\, l`.
+    A temperature :math:`T` is ``logit_scale=1 / T``. The first three results can be differentiated, together or alone;
+    the backward is one more sweep over the logits.
+
+    Args:
+        logits: the class axis last; float32, float64, bfloat16 or float16; rows of any stride.
+        target: class indices: int64, int32 or uint8.
+        logit_scale: a finite number other than 0.
+        softcap: a positive number, or ``None``.
+        ignore_index: the target without a log-probability. Its row has all the other statistics.
+
+    Shape:
+        - logits: :math:`(\dots, V)`.
+        - target and every result: :math:`(\dots)`.
+
+    Returns:
+        float32 results, or float64 of float64 logits, and the int64 ``argmax``.
+
+    Raises:
+        IndexError: a target is neither in :math:`[0, V)` nor ``ignore_index``.
+        ValueError: ``softcap`` is not positive, or the shapes do not fit.
+
+    On a GPU, and where a mode or a subclass overrides torch's functions, torch's own operators compute the same.
+
+    Source: softcap as in `Gemma 2 <https://arxiv.org/abs/2408.00118>`_; derivatives: ``csrc/core/token_statistics.h``.
+    """
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive, not {softcap}")
+    if logits.dim() == 0 or target.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"Expected target of shape {list(logits.shape[:-1])} for logits of shape {list(logits.shape)}, "
+            f"got {list(target.shape)}"
+        )
+    options = (float(logit_scale), 0.0 if softcap is None else float(softcap), ignore_index)
+    logits = without_waiting_wrapper(logits)
+    reason = (
+        "a subclass or a mode overrides torch's functions"
+        if has_overrides(logits, target)
+        else reason_for_torch(logits, target) or refusal(logits, target, *options)
+    )
+    if reason is None:
+        note("token_statistics", kernel_route())
+        log_prob, log_sum_exp, entropy, argmax, _ = call("token_statistics", logits, target, *options)
+        return TokenStatistics(log_prob, log_sum_exp, entropy, argmax)
+    note("token_statistics", f"torch: {reason}")
+    log_prob, log_sum_exp, entropy = composite(options, logits, target)
+    with torch.no_grad():
+        argmax = transformed(logits, *options[:2]).argmax(-1)
+    return TokenStatistics(log_prob, log_sum_exp, entropy, argmax)
+
+
+def selective_log_softmax(logits: Tensor, index: Tensor) -> Tensor:
+    r"""``log_softmax(logits, -1).gather(-1, index)`` without the tensor of log-probabilities.
+
+    Args:
+        logits: the class axis last.
+        index: classes, one a row or, with one axis more, several.
+
+    Shape:
+        - logits: :math:`(\dots, V)`.
+        - index and the result: :math:`(\dots)` or :math:`(\dots, K)`.
+
+    Returns:
+        Log-probabilities of the logits' type.
+
+    Source: the function of this name in TRL, whose argument names, shapes and types these are.
+    """
+    if index.dim() == logits.dim() - 1:
+        return token_statistics(logits, index, ignore_index=_NO_INDEX).log_prob.to(logits.dtype)
+    log_sum_exp = token_statistics(logits, index[..., 0], ignore_index=_NO_INDEX).log_sum_exp
+    return (logits.gather(-1, index).to(log_sum_exp.dtype) - log_sum_exp.unsqueeze(-1)).to(logits.dtype)
+
+
+def entropy_from_logits(logits: Tensor, chunk_size: int = 128) -> Tensor:
+    r"""The entropy of ``softmax(logits, -1)`` in nats, without the tensor of probabilities.
+
+    Args:
+        logits: the class axis last.
+        chunk_size: of no meaning here, since nothing of the logits' size is made.
+
+    Shape:
+        - logits: :math:`(\dots, V)`.
+        - the result: :math:`(\dots)`.
+
+    Returns:
+        Entropies of the logits' type.
+
+    Source: the function of this name in TRL, whose argument names, shapes and types these are.
+    """
+    no_target = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+    return token_statistics(logits, no_target, ignore_index=0).entropy.to(logits.dtype)
