@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,33 @@ def test_readme_example_runs_and_leaves_torch_unpatched() -> None:
     assert isinstance(names["model"], torch.nn.ModuleDict)
     assert type(names["model"]["loss"]) is fused_losses.CrossEntropyLoss
     assert not fused_losses.is_patched()
+
+
+def test_the_page_about_tokens_shows_what_torchs_operators_compute() -> None:
+    names: dict[str, Any] = {"torch": torch}
+    for example in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tokens.md").read_text(), flags=re.DOTALL):
+        exec(compile(example, "tokens.md", "exec"), names)
+    ours, torchs = (leaf.requires_grad_() for leaf in torch.randn(1, 3, 7, 50).expand(2, 3, 7, 50).clone())
+    labels = torch.randint(50, (3, 7))
+    labels[0, 4:] = -100
+    x = 30 * torch.tanh(torchs[:, :-1] / 30)
+    cross_entropy = torch_functional.cross_entropy(x.transpose(1, 2), labels[:, 1:], reduction="sum")
+    counts = labels[:, 1:] != -100
+    z = 1e-4 * (x.logsumexp(-1).square() * counts).sum()
+    losses = [names["z_loss"](ours, labels), (cross_entropy + z) / counts.sum()]
+
+    tokens, old, advantage = torch.randint(50, (3, 7)), torch.randn(3, 7) - 4, torch.randn(3, 1)
+    log_p = (torchs / 0.9).log_softmax(-1)
+    ratio = (log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - old).exp()
+    gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    entropy = torch.distributions.Categorical(logits=log_p).entropy()
+    losses += [names["grpo_loss"](ours, tokens, old, advantage), -(gain + 0.01 * entropy).mean()]
+
+    (losses[0] + losses[2]).backward()
+    (losses[1] + losses[3]).backward()
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(losses[2], losses[3])
+    torch.testing.assert_close(ours.grad, torchs.grad)
 
 
 @pytest.mark.parametrize("module", [functional, modules, explaining, route_log], ids=lambda module: module.__name__)

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import fused_losses
-from benchmarks import capabilities
+from benchmarks import capabilities, tokens
 from benchmarks.cpu_device import CpuDevice
 from benchmarks.import_time import import_seconds
 from benchmarks.measure import Task
 from benchmarks.memory import peak_extra_bytes
 from fused_losses import _C
+from fused_losses.functional import token_statistics
 
 
 @pytest.mark.slow
@@ -45,3 +46,15 @@ def test_memory_counts_a_gradient_that_the_pool_could_serve():
     assert peak is not None
     assert 8 << 20 <= peak < 9 << 20
     assert fused_losses.gradient_pool_limit() == limit
+
+
+def test_the_statistics_of_tokens_are_timed_beside_cross_entropy_and_torch(capsys):
+    tokens.main(["--rows", "3", "--classes", "50", "--min-time", "0.01"])
+    printed = capsys.readouterr().out
+    assert "bfloat16" in printed and "forward + backward" in printed and "(1.00)" in printed
+
+
+def test_the_eager_statistics_are_those_that_are_timed():
+    logits, target = torch.randn(5, 40), torch.randint(40, (5,))
+    for ours, eager in zip(token_statistics(logits, target), tokens.eager_statistics(logits, target), strict=True):
+        torch.testing.assert_close(ours, eager)

