@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..routing import is_autocast, promotes
 from ..torch_losses import torch_function
-from .elementwise import (
-    batch_backward,
-    batch_loss,
-    batch_prepared,
-    differentiate_backward,
-    differentiate_loss,
-    differentiate_prepared,
-    fake_backward,
-    fake_loss,
-    fake_prepared,
-    fake_with_gradient,
-    save_prepared,
-)
+from .elementwise import operators_of
 from .elementwise import refusal as refusal_of_elementwise
-from .registration import Operator
 
 
 def refusal(input: Tensor, target_dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> str | None:
@@ -49,40 +34,4 @@ def _second_derivative(factor: Tensor, input: Tensor, target: Tensor, weight: Te
     return second if weight is None else second * weight
 
 
-def _differentiate_loss(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    return differentiate_loss("binary_cross_entropy_backward", composite, ctx, grad_output)
-
-
-def _differentiate_prepared(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-    return differentiate_prepared("binary_cross_entropy", composite, ctx, *grad_outputs)
-
-
-def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
-    backward = "binary_cross_entropy_backward"
-    return differentiate_backward(backward, composite, _second_derivative, ctx, direction)
-
-
-def _batch_loss(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, int]:
-    return batch_loss("binary_cross_entropy", info, in_dims, *arguments)
-
-
-def _batch_prepared(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
-    return batch_prepared("binary_cross_entropy", info, in_dims, *arguments)
-
-
-def _batch_backward(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, int]:
-    return batch_backward("binary_cross_entropy_backward", info, in_dims, *arguments)
-
-
-OPERATORS = {
-    "binary_cross_entropy": Operator(fake=fake_loss, derivative=_differentiate_loss, batch=_batch_loss),
-    "binary_cross_entropy_forward": Operator(fake=fake_loss, batch=_batch_loss),
-    "binary_cross_entropy_with_gradient": Operator(fake=fake_with_gradient),
-    "binary_cross_entropy_prepared": Operator(
-        fake=fake_prepared, derivative=_differentiate_prepared, save=save_prepared, batch=_batch_prepared
-    ),
-    "binary_cross_entropy_prepared_backward": Operator(fake=fake_backward),
-    "binary_cross_entropy_backward": Operator(
-        fake=fake_backward, derivative=_differentiate_backward, batch=_batch_backward
-    ),
-}
+OPERATORS = operators_of("binary_cross_entropy", composite, _second_derivative)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ..routing import HALF_DTYPES
 from .batching import batch_first, reduce_stack, spread_stack
 from .class_axis import FLOAT_DTYPES, accumulation_dtype
 from .composite import other_gradients, second_gradients
-from .registration import MEAN, NONE, are_transforms_active, call
+from .registration import MEAN, NONE, Operator, are_transforms_active, call
 
 _MOST_BROADCAST_DIMS = 8  # kMaxBroadcastDims in csrc/core
 
@@ -41,27 +42,27 @@ def refusal(input: Tensor, target_dtype: torch.dtype, target: Tensor, *weights: 
 # Fake kernels
 
 
-def fake_loss(input: Tensor, target: Tensor, *others: Any) -> Tensor:
+def _fake_loss(input: Tensor, target: Tensor, *others: Any) -> Tensor:
     reduction = others[-1]
     return torch.empty_like(input, dtype=target.dtype) if reduction == NONE else target.new_empty(())
 
 
-def fake_with_gradient(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def _fake_with_gradient(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return target.new_empty(()), torch.empty_like(input)  # only reduced losses have it
 
 
-def fake_backward(grad_output: Tensor, input: Tensor, *others: Any) -> Tensor:
+def _fake_backward(grad_output: Tensor, input: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(input)
 
 
-def fake_prepared(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    return fake_loss(input, target, *others), input.new_empty(1, dtype=torch.float32)
+def _fake_prepared(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return _fake_loss(input, target, *others), input.new_empty(1, dtype=torch.float32)
 
 
-# Derivatives. `composite(reduction, *tensors)` is torch's own loss.
+# Derivatives.
 
 
-def differentiate_loss(
+def _differentiate_loss(
     backward: str, composite: Callable[..., Tensor], ctx: Any, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
     (reduction,) = ctx.options
@@ -71,7 +72,7 @@ def differentiate_loss(
     return (gradient, *others, None)
 
 
-def save_prepared(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_prepared(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, ticket = output
     ctx.mark_non_differentiable(ticket)
     ctx.set_materialize_grads(False)
@@ -79,7 +80,7 @@ def save_prepared(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
     ctx.options = inputs[-1:]
 
 
-def differentiate_prepared(
+def _differentiate_prepared(
     loss: str, composite: Callable[..., Tensor], ctx: Any, grad_output: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """With the gradient that may wait under the ticket, unless somebody differentiates or batches this once more."""
@@ -95,14 +96,13 @@ def differentiate_prepared(
     return (gradient, *others, None)
 
 
-def differentiate_backward(
+def _differentiate_backward(
     backward: str,
     composite: Callable[..., Tensor],
     second_derivative: Callable[..., Tensor],
     ctx: Any,
     direction: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """``second_derivative(factor, *tensors)`` is the loss's for its input, multiplied, in the type of computation."""
     (reduction,) = ctx.options
     grad_output, *tensors = ctx.saved_tensors
     input = tensors[0]
@@ -139,7 +139,7 @@ def _stacks(info: Any, in_dims: tuple[int | None, ...], tensors: tuple[Tensor | 
     return stacks
 
 
-def batch_loss(loss: str, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+def _batch_loss(loss: str, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
     *tensors, reduction = arguments
     input, target, *weights = _stacks(info, in_dims[:-1], tuple(tensors))
     if reduction == NONE:
@@ -151,12 +151,12 @@ def batch_loss(loss: str, info: Any, in_dims: tuple[int | None, ...], *arguments
     return reduce_stack(losses, input[0].numel() if reduction == MEAN else None, target.dtype), 0
 
 
-def batch_prepared(loss: str, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-    losses, dim = batch_loss(loss, info, in_dims, *arguments)
+def _batch_prepared(loss: str, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+    losses, dim = _batch_loss(loss, info, in_dims, *arguments)
     return (losses, losses.new_zeros(1, dtype=torch.float32)), (dim, None)
 
 
-def batch_backward(backward: str, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+def _batch_backward(backward: str, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
     grad_output, *tensors, reduction = arguments
     input, target, *weights = _stacks(info, in_dims[1:-1], tuple(tensors))
     assert input is not None and target is not None
@@ -165,3 +165,35 @@ def batch_backward(backward: str, info: Any, in_dims: tuple[int | None, ...], *a
         denominator = input[0].numel() if reduction == MEAN else None
         grad_output = spread_stack(grad_output.to(accumulation_dtype(input.dtype)), denominator, input.shape)
     return call(backward, grad_output.contiguous(), input, target, *weights, NONE), 0
+
+
+def operators_of(
+    loss: str, composite: Callable[..., Tensor], second_derivative: Callable[..., Tensor]
+) -> dict[str, Operator]:
+    """The operators of one of the losses.
+
+    Args:
+        loss: its name.
+        composite: ``composite(reduction, *tensors)`` is torch's own loss.
+        second_derivative: ``second_derivative(factor, *tensors)`` is the loss's for its input, multiplied, in the type
+            of computation.
+    """
+    backward = f"{loss}_backward"
+    batch = partial(_batch_loss, loss)
+    return {
+        loss: Operator(fake=_fake_loss, derivative=partial(_differentiate_loss, backward, composite), batch=batch),
+        f"{loss}_forward": Operator(fake=_fake_loss, batch=batch),
+        f"{loss}_with_gradient": Operator(fake=_fake_with_gradient),
+        f"{loss}_prepared": Operator(
+            fake=_fake_prepared,
+            derivative=partial(_differentiate_prepared, loss, composite),
+            save=_save_prepared,
+            batch=partial(_batch_prepared, loss),
+        ),
+        f"{loss}_prepared_backward": Operator(fake=_fake_backward),
+        backward: Operator(
+            fake=_fake_backward,
+            derivative=partial(_differentiate_backward, backward, composite, second_derivative),
+            batch=partial(_batch_backward, backward),
+        ),
+    }
