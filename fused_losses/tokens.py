@@ -65,7 +65,7 @@ def token_statistics(
 
     Raises:
         IndexError: a target is neither in :math:`[0, V)` nor ``ignore_index``.
-        ValueError: ``softcap`` is not positive, or the shapes do not fit.
+        ValueError: ``softcap`` is not positive, the targets are no integers, or the shapes do not fit.
 
     On a GPU, and where a mode or a subclass overrides torch's functions, torch's own operators compute the same.
 
@@ -78,6 +78,8 @@ def token_statistics(
             f"Expected target of shape {list(logits.shape[:-1])} for logits of shape {list(logits.shape)}, "
             f"got {list(target.shape)}"
         )
+    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
+        raise ValueError(f"targets must be class indices, not {target.dtype}")
     options = (float(logit_scale), 0.0 if softcap is None else float(softcap), ignore_index)
     logits = without_waiting_wrapper(logits)
     reason = (

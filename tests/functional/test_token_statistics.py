@@ -276,6 +276,8 @@ def test_errors():
         token_statistics(logits, target.fill_(5))
     with pytest.raises(ValueError, match="Expected target of shape"):
         token_statistics(logits, target[:2])
+    with pytest.raises(ValueError, match="class indices"):
+        token_statistics(logits, target.float())
     with pytest.raises(ValueError, match="softcap must be positive"):
         token_statistics(logits, target, softcap=-1.0)
 
