@@ -1,6 +1,7 @@
 # make demo   set up, build, train on real data with torch's losses and with the fused ones, compare
 # make test   set up, build, run the tests: of large grids a part, see tests/quick_selection.py
 # make test-all     the tests and nothing left out
+# make test-rest    of these, what make test leaves out
 # make sanitizers   those tests that run the CUDA kernels under sanitizers, and that find faults planted in them
 #
 # Variables: PYTHON (the interpreter that makes the virtual environment), VENV (where it is made), TORCH (the torch to
@@ -21,7 +22,7 @@ CXX_TESTS = $(wildcard tests/cuda/emulation/*.cpp tests/cuda/emulation/*.h tests
 SOURCES = setup.py pyproject.toml fused_losses/_version.py $(CXX_FILES)
 PYTHON_FILES = setup.py fused_losses tests benchmarks examples
 
-.PHONY: demo test test-all sanitizers memcheck bench lint format clean install
+.PHONY: demo test test-all test-rest sanitizers memcheck bench lint format clean install
 
 demo: install
 	$(VENV)/bin/python -m examples
@@ -31,6 +32,9 @@ test: install
 
 test-all: install
 	$(PYTEST) $(PYTEST_ARGS)
+
+test-rest: install
+	$(PYTEST) --rest $(PYTEST_ARGS)
 
 # On a GPU, with compute-sanitizer from the CUDA toolkit.
 memcheck: install

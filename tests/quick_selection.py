@@ -2,7 +2,8 @@
 
 Of a test function with more than WHOLE_GRID cases so many are kept that every pair of values of two parameters occurs:
 every loss with every type, every type on every device. Which ones depends on the grid alone, never on chance or on a
-run before. What is left out is counted at the end of the run; `make test-all` leaves nothing out.
+run before. What is left out is counted at the end of the run; `make test-all` leaves nothing out. `pytest --rest`, that
+of `make test-rest`, is what `--quick` leaves out, and those again of which that draws fewer examples.
 """
 
 from __future__ import annotations
@@ -57,12 +58,20 @@ def select(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest
     return [item for item in items if item in kept], [item for item in items if item not in kept]
 
 
+def rest(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """What is left to run after a quick run, and what that has run."""
+    quick, _ = select(items)
+    done = {item for item in quick if not hasattr(getattr(item, "obj", None), "hypothesis")}
+    return [item for item in items if item not in done], [item for item in items if item in done]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
         help="a part of each large grid of parameters, nothing that is marked slow: tests/quick_selection.py",
     )
+    parser.addoption("--rest", action="store_true", help="what --quick leaves out or does in part")
 
 
 LEFT_OUT = pytest.StashKey[int]()
@@ -77,6 +86,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:], left_out = select(items)
         config.stash[LEFT_OUT] = len(left_out)
         config.hook.pytest_deselected(items=left_out)
+    elif config.getoption("--rest"):
+        items[:], done = rest(items)
+        config.hook.pytest_deselected(items=done)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,6 +38,20 @@ def test_the_choice_depends_on_the_grid_alone() -> None:
 
 def test_a_single_parameter_keeps_all_its_values() -> None:
     assert covering([{"x": i} for i in range(50)], [str(i) for i in range(50)]) == set(range(50))
+
+
+@pytest.mark.slow
+def test_the_rest_is_what_a_quick_run_leaves_out_and_what_it_draws_fewer_examples_of() -> None:
+    def collected(*options: str) -> set[str]:
+        folder = Path(__file__).parent / "functional"
+        command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:xdist", *options]
+        files = [folder / "test_class_counts.py", folder / "test_drawn_problems.py"]
+        output = subprocess.run([*command, *files], capture_output=True, text=True, check=True, cwd=folder.parents[1])
+        return {line for line in output.stdout.splitlines() if "::" in line}
+
+    whole, quick, rest = collected(), collected("--quick"), collected("--rest")
+    assert quick < whole and quick | rest == whole
+    assert quick & rest and all("test_drawn_problems.py" in test for test in quick & rest)
 
 
 @pytest.mark.skipif(emulation_unavailable() is not None, reason="nothing is compiled here")
