@@ -37,9 +37,8 @@ def run_in_subprocess(request: Request) -> CaseResult:
 def worker_environment(allocator: Allocator) -> dict[str, str]:
     """Ours, with torch's switch for huge pages set or absent. torch reads it once, at its first allocation."""
     environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    environment["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = (
-        "1"  # what is timed is compiled by this torch, of these operators
-    )
+    # What is timed is compiled by this torch, of these operators.
+    environment["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     return environment | {"THP_MEM_ALLOC_ENABLE": "1"} if allocator == "thp" else environment
 
 
