@@ -2,8 +2,8 @@
 
 Of a test function with more than WHOLE_GRID cases so many are kept that every pair of values of two parameters occurs:
 every loss with every type, every type on every device. Which ones depends on the grid alone, never on chance or on a
-run before. What is left out is counted at the end of the run; `make test-all` leaves nothing out. `make test-rest`, which
-is `pytest --rest`, runs what was left out, and once more what draws fewer examples in a quick run.
+run before. What is left out is counted at the end of the run; `make test-all` leaves nothing out. `make test-rest` runs
+what was left out, by `pytest --rest`, and once more what draws fewer examples in a quick run.
 """
 
 from __future__ import annotations
