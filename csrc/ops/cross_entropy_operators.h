@@ -64,10 +64,9 @@ struct CrossEntropyOperators {
                          const std::optional<Tensor>& class_weight, const Tensor& statistics, int64_t reduction,
                          int64_t ignore_index, double label_smoothing, bool promote) {
     if constexpr (Call::kPreparesGradients) {
-      if (const std::optional<Tensor> gradient = PreparedGradients::take(
-              statistics, key_of(logits, target, class_weight, reduction, ignore_index, label_smoothing, promote),
-              grad_output)) {
-        return *gradient;
+      if (PreparedGradients::is_ticket(statistics)) {
+        const CallKey key = key_of(logits, target, class_weight, reduction, ignore_index, label_smoothing, promote);
+        if (const auto gradient = PreparedGradients::take(statistics, key, grad_output)) return *gradient;
       }
     }
     Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);

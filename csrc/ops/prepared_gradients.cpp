@@ -101,6 +101,11 @@ CallKey::CallKey(std::initializer_list<const Tensor*> operands, std::initializer
   }
 }
 
+bool PreparedGradients::is_ticket(const Tensor& tensor) {
+  const Lock lock(registry.mutex);
+  return registry.tickets.find(tensor.data_ptr()) != registry.tickets.end();
+}
+
 std::optional<Tensor> PreparedGradients::new_ticket(const std::vector<int64_t>& sizes, ScalarType type,
                                                     const CallKey& key) {
   size_t bytes = element_size(type);

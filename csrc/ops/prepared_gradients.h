@@ -34,6 +34,9 @@ struct CallKey {
 
 class PreparedGradients {
  public:
+  // Whether the memory is a ticket's: what most backwards ask, before they make a key.
+  static bool is_ticket(const Tensor& tensor);
+
   // A new ticket of uninitialised memory, or nothing where torch is too old to be told when that is freed.
   static std::optional<Tensor> new_ticket(const std::vector<int64_t>& sizes, ScalarType type, const CallKey& key);
 
