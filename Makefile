@@ -2,6 +2,7 @@
 # make test   set up, build, run the tests: of large grids a part, see tests/quick_selection.py
 # make test-all     the tests and nothing left out
 # make test-rest    of these, what make test leaves out
+# make test-gpu     what a GPU adds to them: the parity tests on it, streams, graphs
 # make sanitizers   those tests that run the CUDA kernels under sanitizers, and that find faults planted in them
 #
 # Variables: PYTHON (the interpreter that makes the virtual environment), VENV (where it is made), TORCH (the torch to
@@ -20,9 +21,10 @@ PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh csrc/*/*/*.cpp csrc/*/*/*.h)
 CXX_TESTS = $(wildcard tests/cuda/emulation/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*/*.h)
 SOURCES = setup.py pyproject.toml fused_losses/_version.py $(CXX_FILES)
+GPU_TESTS = $(addprefix tests/,autograd functional modules native patching cuda/test_on_gpu.py) -k cuda
 PYTHON_FILES = setup.py fused_losses tests benchmarks examples
 
-.PHONY: demo test test-all test-rest sanitizers memcheck bench lint format clean install
+.PHONY: demo test test-all test-rest test-gpu sanitizers memcheck bench lint format clean install
 
 demo: install
 	$(VENV)/bin/python -m examples
@@ -36,9 +38,12 @@ test-all: install
 test-rest: install
 	$(PYTEST) --rest $(PYTEST_ARGS)
 
+test-gpu: install
+	FUSED_LOSSES_TEST_DEVICES=cuda $(PYTEST) $(GPU_TESTS) $(PYTEST_ARGS)
+
 # On a GPU, with compute-sanitizer from the CUDA toolkit.
 memcheck: install
-	compute-sanitizer --error-exitcode 1 $(VENV)/bin/python -m pytest tests/functional tests/cuda/test_on_gpu.py -k "cuda" -x
+	FUSED_LOSSES_TEST_DEVICES=cuda compute-sanitizer --error-exitcode 1 $(VENV)/bin/python -m pytest $(GPU_TESTS) -x $(PYTEST_ARGS)
 
 sanitizers: install
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/cuda/test_emulation.py \

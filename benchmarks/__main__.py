@@ -68,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
         "--threads", action="append", type=_positive_int, metavar="N", help="repeatable (default: torch's own choice)"
     )
     how.add_argument(
+        "--one-process",
+        action="store_true",
+        help="on cuda: every case in this process, which spares each the seconds that torch takes to load",
+    )
+    how.add_argument(
         "--min-time",
         type=float,
         metavar="SECONDS",
@@ -113,6 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.device == "cuda" and options.allocator not in (None, "default"):
         cli.error("--allocator is about CPU memory")
+    if options.one_process and options.device != "cuda":
+        cli.error("--one-process: the allocator's settings need a process for each case on the CPU")
     if options.device == "cuda":
         from benchmarks.cuda_device import why_unusable
 
@@ -125,7 +132,7 @@ def _measure(options: argparse.Namespace, cases: list[Case]) -> int:
     from benchmarks import machine, plots, report, results
     from benchmarks.cuda_device import split_by_free_memory
     from benchmarks.request import Allocator, requests
-    from benchmarks.runner import run_all
+    from benchmarks.runner import run_all, run_in_subprocess, run_in_this_process
 
     allocator = options.allocator or ("default" if options.quick or options.device == "cuda" else "both")
     allocators: dict[str, list[Allocator]] = {"default": ["default"], "thp": ["thp"], "both": ["default", "thp"]}
@@ -170,6 +177,7 @@ def _measure(options: argparse.Namespace, cases: list[Case]) -> int:
         console,
         keep,
         run["failures"].append,
+        run_in_this_process if options.one_process else run_in_subprocess,
     )
     results.save(run, json_path)
     report.print_report(run, console)

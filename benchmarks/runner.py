@@ -1,9 +1,11 @@
 """Sends requests to worker processes one after the other and shows how far it is."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +36,22 @@ def run_in_subprocess(request: Request) -> CaseResult:
     return result
 
 
+def run_in_this_process(request: Request) -> CaseResult:
+    """Without the seconds that a process takes to load torch; what one case leaves behind the next one finds."""
+    import torch
+
+    from benchmarks.worker import run_case
+
+    try:
+        return run_case(request)
+    except Exception as error:
+        raise WorkerError("".join(traceback.format_exception(error)[-STDERR_LINES_KEPT:])) from error
+    finally:
+        torch.compiler.reset()  # code compiled for a case is compiled anew a few times and then never again
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def worker_environment(allocator: Allocator) -> dict[str, str]:
     """Ours, with torch's switch for huge pages set or absent. torch reads it once, at its first allocation."""
     environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
@@ -47,6 +65,7 @@ def run_all(
     console: Console,
     on_result: Callable[[CaseResult], None],
     on_failure: Callable[[Failure], None],
+    run: Callable[[Request], CaseResult] = run_in_subprocess,
 ) -> None:
     """Calls back after every request; one that fails does not stop the others."""
     progress = Progress(
@@ -68,7 +87,7 @@ def run_all(
             if not console.is_terminal:  # where a bar cannot move, such as a log file
                 console.print(f"{number}/{len(requests)} {title}", highlight=False)
             try:
-                on_result(run_in_subprocess(request))
+                on_result(run(request))
             except WorkerError as failure:
                 on_failure(
                     {

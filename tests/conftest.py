@@ -28,8 +28,10 @@ from quick_selection import (  # noqa: F401
 import fused_losses
 from fused_losses.autograd import scale_history
 
-# "emulated": tensors of the CPU, the CUDA kernels run on the host. See emulated_cuda.py.
-DEVICES = ["cpu", "emulated", "cuda"] if torch.cuda.is_available() else ["cpu", "emulated"]
+# "emulated": tensors of the CPU, the CUDA kernels run on the host. See emulated_cuda.py. The variable leaves some out,
+# for a GPU that is lent by the minute: FUSED_LOSSES_TEST_DEVICES=cuda.
+AT_HAND = ["cpu", "emulated", "cuda"] if torch.cuda.is_available() else ["cpu", "emulated"]
+DEVICES = os.environ.get("FUSED_LOSSES_TEST_DEVICES", "").split() or AT_HAND
 
 settings.register_profile("reproducible", derandomize=True, deadline=None, print_blob=True, max_examples=250)
 settings.register_profile("quick", settings.get_profile("reproducible"), max_examples=50)
@@ -46,6 +48,8 @@ def pytest_report_header(config):
         if emulation is None
         else f"fused_losses: the emulated CUDA tests are SKIPPED, {emulation}"
     ]
+    if DEVICES != AT_HAND:
+        lines.append(f"fused_losses: FUSED_LOSSES_TEST_DEVICES leaves only tests of the devices {DEVICES}")
     if not torch.cuda.is_available():
         lines.append("fused_losses: the tests on a GPU are SKIPPED, torch sees none here")
     elif not fused_losses.is_cuda_available():

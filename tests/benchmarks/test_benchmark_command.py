@@ -10,7 +10,7 @@ import pytest
 from benchmarks.formats import megabytes, milliseconds, ratio
 from benchmarks.request import Request
 from benchmarks.results import fused_speedup, times_floor
-from benchmarks.runner import WorkerError, run_in_subprocess, worker_environment
+from benchmarks.runner import WorkerError, run_in_subprocess, run_in_this_process, worker_environment
 
 pytestmark = pytest.mark.slow  # programs that import torch, one after the other
 
@@ -90,6 +90,7 @@ def test_list_prints_the_names_that_a_filter_leaves():
         (["--filter", "no_such_case"], "no case matches"),
         (["--threads", "0"], "must be at least 1"),
         (["--device", "cuda", "--allocator", "thp"], "about CPU memory"),
+        (["--one-process"], "a process for each case"),
     ],
 )
 def test_wrong_arguments_end_with_status_2_and_a_reason(arguments, message):
@@ -98,12 +99,13 @@ def test_wrong_arguments_end_with_status_2_and_a_reason(arguments, message):
     assert message in finished.stderr
 
 
-def test_a_worker_that_fails_tells_why():
+@pytest.mark.parametrize("run", [run_in_subprocess, run_in_this_process])
+def test_a_worker_that_fails_tells_why(run):
     request = Request(
         "no_such_case", "cpu", "default", None, with_compile=False, quick=True, min_seconds=0, min_rounds=2
     )
     with pytest.raises(WorkerError, match="no benchmark case is called 'no_such_case'"):
-        run_in_subprocess(request)
+        run(request)
 
 
 def test_the_allocator_setting_is_decided_by_the_request_alone(monkeypatch):

@@ -61,7 +61,7 @@ def test_the_command_on_cuda_asks_for_peers_and_keeps_its_results_apart(
 ):
     asked = []
 
-    def take_requests(requests, console, on_result, on_failure):
+    def take_requests(requests, console, on_result, on_failure, run):
         asked.extend(requests)
 
     monkeypatch.setattr(cuda_device, "why_unusable", lambda: None)
