@@ -14,6 +14,10 @@
 
 #include "../core/element_types.h"
 
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // its name up to torch 2.11
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace fused_losses {
 
 using torch::headeronly::ScalarType;
