@@ -152,7 +152,8 @@ def test_hooks_under_second_and_third_derivatives(loss, reduction, device):
         value = function(activation, target, reduction=reduction)
         derivatives = [value]
         for _ in range(3):
-            total = (derivatives[-1] * torch.linspace(1, 2, derivatives[-1].numel()).view_as(derivatives[-1])).sum()
+            last = derivatives[-1]
+            total = (last * torch.linspace(1, 2, last.numel(), device=last.device).view_as(last)).sum()
             if not total.requires_grad:
                 break
             (gradient,) = torch.autograd.grad(total, leaf, create_graph=True, allow_unused=True)
