@@ -22,9 +22,11 @@ class GlobalAccesses:
         setattr(self, name, getattr(self, name) + 1)
 
 
-# Gathers and scatters, reductions to one number, and the copy of a kernel for tensors that are not aligned.
+# Gathers and scatters, reductions to one number, and adjacent positions of an image, of which a thread takes one or a
+# chunk of 8 bytes.
 NARROW_BY_DESIGN = re.compile(
-    r"nll_loss_|weigh_targets_|finish_mean_|sum_class_weights_|reduce_losses_|cross_entropy_inner_kernel<\w+, 1, "
+    r"nll_loss_|weigh_targets_|finish_mean_|sum_class_weights_|reduce_losses_|cross_entropy_inner_"
+    r"|cross_entropy_few_classes_kernel<\w+, \d+, false>"
 )
 
 

@@ -14,7 +14,8 @@ struct Place {
 };
 
 FUSED_LOSSES_HOST_DEVICE constexpr Place place_of(int64_t position, int64_t inner_size) {
-  const int64_t outer = inner_size == 1 ? position : position / inner_size;  // no division on the usual way
+  if (position < inner_size) return {0, position};  // no division on the usual ways
+  const int64_t outer = inner_size == 1 ? position : position / inner_size;
   return {outer, position - outer * inner_size};
 }
 

@@ -2,8 +2,9 @@
 // goes through the classes of its own. No thread waits for another.
 //
 // Bytes an element: its size for the loss; with the gradient the logits are read twice, the second time from a cache
-// where the classes of the resident positions fit in one (21 classes: 2048 threads an SM x 16 bytes x 21 = 688 KB, the
-// second-level cache of an H100 has 390 KB for each SM).
+// where the classes of the resident positions fit in one (21 classes: 1024 threads an SM x 8 bytes x 21 = 172 KB, the
+// second-level cache of an H100 has 390 KB for each SM). 8 bytes a thread, not 16: an image has few positions for a
+// GPU.
 #pragma once
 
 #include "cross_entropy_row.cuh"
@@ -15,41 +16,39 @@ namespace {
 
 constexpr int kInnerBlockThreads = 128;
 template <bool kDense>
-constexpr int kClassesInFlight = kDense ? 1 : 4;
+constexpr int kClassesInFlight = kDense ? 2 : 8;
+template <class T>
+constexpr int kChunkPositions = 8 / static_cast<int>(sizeof(T));
 
-// kPositions adjacent positions of one thread: a packet, or one where the tensors are not aligned for packets.
+// What kPositions adjacent positions of one thread have in a class: a chunk, or one element where the tensors are not
+// aligned for chunks.
 template <class T, int kPositions>
 struct PositionGroup {
   using A = Accumulation<T>;
-  T elements[kPositions];
+  A values[kPositions];
 
   // `count` positions exist; `outside` fills the others.
-  static __device__ __forceinline__ PositionGroup load(const T* address, int count, T outside) {
+  static __device__ __forceinline__ PositionGroup load(const T* address, int count, A outside) {
     PositionGroup result;
-    if constexpr (kPositions == kPacketElements<T>) {
+    if constexpr (kPositions > 1) {
       if (count >= kPositions) {
-        const Packet<T> packet = load_packet(address, Reuse::Soon);
+        const auto chunk = load_chunk<T, kPositions>(address, Reuse::Soon);
 #pragma unroll
-        for (int k = 0; k < kPositions; ++k) result.elements[k] = packet.elements[k];
+        for (int k = 0; k < kPositions; ++k) result.values[k] = chunk.at(k);
         return result;
       }
     }
 #pragma unroll
-    for (int k = 0; k < kPositions; ++k) result.elements[k] = k < count ? address[k] : outside;
+    for (int k = 0; k < kPositions; ++k) result.values[k] = k < count ? to_accumulation(address[k]) : outside;
     return result;
   }
   __device__ __forceinline__ void store(T* address, int count) const {
-    if constexpr (kPositions == kPacketElements<T>) {
-      if (count >= kPositions) {
-        Packet<T> packet;
-#pragma unroll
-        for (int k = 0; k < kPositions; ++k) packet.elements[k] = elements[k];
-        return store_packet(address, packet);
-      }
+    if constexpr (kPositions > 1) {
+      if (count >= kPositions) return store_chunk(address, Chunk<T, kPositions>::of(values));
     }
 #pragma unroll
     for (int k = 0; k < kPositions; ++k) {
-      if (k < count) address[k] = elements[k];
+      if (k < count) address[k] = from_accumulation<T>(values[k]);
     }
   }
 };
@@ -57,16 +56,8 @@ struct PositionGroup {
 // See Note [Launch bounds].
 template <class T, int kPositions, bool kDense>
 constexpr int inner_registers() {
-  if (kPositions == 1 && sizeof(T) <= 4) return kDense ? 80 : 64;
-  if (kPositions == 1) return kDense ? 128 : 80;
-  switch (sizeof(T)) {
-    case 2:
-      return kDense && !kBlackwell ? 255 : 168;
-    case 4:
-      return kDense ? 128 : 96;
-    default:
-      return kDense ? 168 : 128;
-  }
+  if (kDense || sizeof(T) == 8 || kBlackwell) return 128;
+  return kPositions == 4 ? 96 : kPositions == 2 ? 80 : 64;
 }
 
 template <class T, int kPositions, bool kDense>
@@ -76,9 +67,10 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
   using A = Accumulation<T>;
   using Group = PositionGroup<T, kPositions>;
   if (is_scaled_already<A>(params)) return;
-  // One thread sums all classes: the large sum is rounded once for those in flight. Eight positions lack the registers.
-  constexpr bool kSumsInFlight = kPositions <= 4;
-  const T outside = from_accumulation<T>(-kInfinity<A>);
+  // One thread sums all classes, so that what an addition rounds away is kept (Kahan 1965); sums of 16-bit logits need
+  // it not.
+  constexpr bool kCompensates = sizeof(T) > 2;
+  const int num_classes = static_cast<int>(params.num_classes);
   const int64_t groups_per_outer = (params.inner_size + kPositions - 1) / kPositions;
   const int64_t num_groups = params.num_positions / params.inner_size * groups_per_outer;
   const int64_t logits_stride = params.logits_layout.class_stride;
@@ -107,35 +99,41 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
         if (k < count) statistics[k] = read_row<A>(params, position + k);
       }
     } else {
-      for (int64_t first = 0; first < params.num_classes; first += kClassesInFlight<kDense>) {
+      A lost[kPositions] = {};
+      for (int first = 0; first < num_classes; first += kClassesInFlight<kDense>) {
         Group x[kClassesInFlight<kDense>];
 #pragma unroll
         for (int i = 0; i < kClassesInFlight<kDense>; ++i) {
-          const bool exists = first + i < params.num_classes;
-          x[i] = Group::load(logits + (exists ? first + i : 0) * logits_stride, exists ? count : 0, outside);
+          const bool exists = first + i < num_classes;
+          x[i] = Group::load(logits + (exists ? first + i : 0) * logits_stride, exists ? count : 0, -kInfinity<A>);
         }
 #pragma unroll
         for (int k = 0; k < kPositions; ++k) {
           A max = statistics[k].max;
 #pragma unroll
-          for (int i = 0; i < kClassesInFlight<kDense>; ++i) max = max_of(max, to_accumulation(x[i].elements[k]));
-          statistics[k].raise(max);
+          for (int i = 0; i < kClassesInFlight<kDense>; ++i) max = max_of(max, x[i].values[k]);
+          lost[k] *= statistics[k].raise(max);
           const A shift = finite_shift(max);
-          const DenseMass<T, kDense> dense(params, {outer, inner + k});
-          const int64_t target_element = targets[k].target_class - first;  // not summed: see Note [Confident rows]
-          A sum = kSumsInFlight ? A(0) : statistics[k].sum;
+          const int target_element =
+              static_cast<int>(targets[k].target_class) - first;  // not summed: see Note [Confident rows]
+          A sum = kCompensates ? -lost[k] : statistics[k].sum;
 #pragma unroll
           for (int i = 0; i < kClassesInFlight<kDense>; ++i) {
-            const A shifted = to_accumulation(x[i].elements[k]) - shift;
+            const A shifted = x[i].values[k] - shift;
             if (i != target_element) sum += exp_of_shifted<T>(shifted);
             if constexpr (kDense) {
-              if (first + i >= params.num_classes || k >= count) continue;
-              const A mass = dense.at(first + i);
+              if (first + i >= num_classes || k >= count) continue;
+              const A mass = DenseMass<T>(params, {outer, inner + k}).at(first + i);
               statistics[k].mass += mass;
               statistics[k].mass_times_x += mass * shifted;
             }
           }
-          statistics[k].sum = kSumsInFlight ? statistics[k].sum + sum : sum;
+          if constexpr (kCompensates) {
+            const A total = statistics[k].sum + sum;
+            lost[k] = (total - statistics[k].sum) - sum;
+            sum = total;
+          }
+          statistics[k].sum = sum;
         }
       }
 #pragma unroll
@@ -156,29 +154,39 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
 
     // The gradient may take the logits' place: a thread reads what it writes, and nobody else does.
     T* gradients = static_cast<T*>(params.gradient) + params.gradient_layout.offset(outer, inner);
-    A scales[kPositions];
+    RowGradient<T> gradient[kPositions];
+    A at_target[kPositions];  // where it does not depend on a dense mass
 #pragma unroll
-    for (int k = 0; k < kPositions; ++k) scales[k] = k < count ? row_scale<A>(params, position + k) : A(0);
+    for (int k = 0; k < kPositions; ++k) {
+      gradient[k] = {statistics[k], targets[k], k < count ? row_scale<A>(params, position + k) : A(0), kDense};
+      if constexpr (!kDense) at_target[k] = gradient[k].at_target(gradient[k].shift, A(0));
+    }
 #pragma unroll 2
-    for (int64_t c = 0; c < params.num_classes; ++c) {
-      const Group x = Group::load(logits + c * logits_stride, count, T{});
-      Group values;
+    for (int c = 0; c < num_classes; ++c) {
+      const Group x = Group::load(logits + c * logits_stride, count, A(0));
+      Group result;
 #pragma unroll
       for (int k = 0; k < kPositions; ++k) {
-        const RowGradient<T, kDense> gradient(statistics[k], targets[k], scales[k]);
-        const A mass = kDense && k < count ? DenseMass<T, kDense>(params, {outer, inner + k}).at(c) : A(0);
-        values.elements[k] = gradient.at(to_accumulation(x.elements[k]), c == targets[k].target_class, mass);
+        const A logit = x.values[k];
+        const bool is_target = c == static_cast<int>(targets[k].target_class);
+        if constexpr (kDense) {
+          const A mass = k < count ? DenseMass<T>(params, {outer, inner + k}).at(c) : A(0);
+          result.values[k] =
+              is_target ? gradient[k].at_target(logit, mass) : gradient[k].at(logit, mass * gradient[k].scale);
+        } else {
+          result.values[k] = is_target ? at_target[k] : gradient[k].at(logit, A(0));
+        }
       }
-      values.store(gradients + c * gradient_stride, count);
+      result.store(gradients + c * gradient_stride, count);
     }
   }
   write_block_sum<kInnerBlockThreads>(block_loss, params.block_losses);
 }
 
 template <class T>
-bool packets_fit(const void* data, const ClassLayout& layout) {
-  constexpr int kElements = kPacketElements<T>;
-  return reinterpret_cast<uintptr_t>(data) % kPacketBytes == 0 && layout.class_stride % kElements == 0 &&
+bool chunks_fit(const void* data, const ClassLayout& layout) {
+  constexpr int kElements = kChunkPositions<T>;
+  return reinterpret_cast<uintptr_t>(data) % (kElements * sizeof(T)) == 0 && layout.class_stride % kElements == 0 &&
          layout.outer_stride % kElements == 0;
 }
 
@@ -194,9 +202,9 @@ int64_t launch_inner(const CrossEntropyParams& params, Stream stream) {
 
 template <class T>
 int64_t cross_entropy_inner(const CrossEntropyParams& params, Stream stream) {
-  const bool packed = packets_fit<T>(params.logits, params.logits_layout) &&
-                      (params.gradient == nullptr || packets_fit<T>(params.gradient, params.gradient_layout));
-  return packed ? launch_inner<T, kPacketElements<T>>(params, stream) : launch_inner<T, 1>(params, stream);
+  const bool chunked = chunks_fit<T>(params.logits, params.logits_layout) &&
+                       (params.gradient == nullptr || chunks_fit<T>(params.gradient, params.gradient_layout));
+  return chunked ? launch_inner<T, kChunkPositions<T>>(params, stream) : launch_inner<T, 1>(params, stream);
 }
 
 }  // namespace

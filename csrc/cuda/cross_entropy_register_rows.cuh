@@ -1,8 +1,8 @@
-// Cross-entropy of rows with contiguous classes and index targets that fit into the registers of one group of threads:
-// every logit is read once, whether or not there is a gradient.
+// Cross-entropy of rows with contiguous classes and index targets, smoothed without class weights or not, that fit into
+// the registers of one group of threads: every logit is read once, whether or not there is a gradient.
 //
 // Bytes an element: its size for the loss, twice that with the gradient. A group is 2 to 32 lanes of a warp or a block
-// of its own, with 1 to 8 packets of 16 bytes a thread in flight: see docs/cuda.md for the geometry.
+// of its own, with up to 8 packets of 16 bytes a thread in flight: see docs/cuda.md for the geometry.
 #pragma once
 
 #include "cross_entropy_row.cuh"
@@ -18,103 +18,175 @@ template <int kGroup, int kPacketsPerThread>
 struct RowGeometry {
   static constexpr int kThreads = kGroup;  // that share a row
   static constexpr int kPackets = kPacketsPerThread;
-  static constexpr int kBlockThreads = kThreads > 128 ? kThreads : 128;
+  static constexpr int kBlockThreads = kThreads > kWarpThreads ? kThreads : 128;
   static constexpr int kRowsPerBlock = kBlockThreads / kThreads;
-  static constexpr bool kWithinWarp = kThreads <= kWarpThreads;
-  static constexpr int kLanes = kWithinWarp ? kThreads : kWarpThreads;
   static_assert((kThreads & (kThreads - 1)) == 0 && kThreads <= 1024);
-  static_assert(kWithinWarp || kRowsPerBlock == 1, "a block's barrier must belong to one row");
+  static_assert(kThreads <= kWarpThreads || kRowsPerBlock == 1, "a block's barrier must belong to one row");
+};
+
+// One thread's share of a row: packets thread, thread + kThreads, ... and edges likewise. -inf where there is none.
+template <class T, class Geometry>
+struct RowShare {
+  using A = Accumulation<T>;
+  using Window = PacketWindow<T, int>;
+  static constexpr int kThreads = Geometry::kThreads;
+  static constexpr int kPackets = Geometry::kPackets;
+  static constexpr int kElements = kPacketElements<T>;
+  static constexpr int kEdges = (Window::kMaxEdges + kThreads - 1) / kThreads;
+
+  Window window;
+  int thread;
+  Packet<T> packets[kPackets];
+  T edges[kEdges];
+
+  // All of it is asked for before any of it is looked at.
+  __device__ __forceinline__ RowShare(const T* row, int num_classes, int thread_of_row)
+      : window(row, num_classes), thread(thread_of_row) {
+    const T outside = from_accumulation<T>(-kInfinity<A>);
+#pragma unroll
+    for (int i = 0; i < kPackets; ++i) {
+      if (has(i)) {
+        packets[i] = window.load(number(i), Reuse::Never);
+      } else {
+        packets[i] = Packet<T>::filled(-kInfinity<A>);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kEdges; ++i) edges[i] = window.load_edge(number(i), outside);
+  }
+
+  __device__ __forceinline__ int number(int i) const { return thread + i * kThreads; }
+  __device__ __forceinline__ bool has(int i) const { return number(i) < window.num_packets(); }
+  __device__ __forceinline__ bool has_edge(int i) const { return number(i) < window.num_edges(); }
+
+  __device__ __forceinline__ A max() const {
+    Packet<T> largest = packets[0];
+#pragma unroll
+    for (int i = 1; i < kPackets; ++i) largest = max_of_packets(largest, packets[i]);
+    A result = max_of_packet(largest);
+#pragma unroll
+    for (int i = 0; i < kEdges; ++i) result = max_of(result, to_accumulation(edges[i]));
+    return result;
+  }
+
+  // Of every element that the thread has: body(element).
+  template <class Body>
+  __device__ __forceinline__ A sum_of(const Body& body) const {
+    A sum = 0;
+#pragma unroll
+    for (int i = 0; i < kPackets; ++i) {
+      if (!has(i)) continue;
+      A part = 0;
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) part += body(packets[i].at(k));
+      sum += part;
+    }
+#pragma unroll
+    for (int i = 0; i < kEdges; ++i) {
+      if (has_edge(i)) sum += body(to_accumulation(edges[i]));
+    }
+    return sum;
+  }
+
+  // Takes the class out, where it is this thread's: its exponential is then 0. Whether it is.
+  __device__ __forceinline__ bool take_out(int c) {
+    const T outside = from_accumulation<T>(-kInfinity<A>);
+    bool is_ours = false;
+    const int from_first = c - window.first_element(0);
+    if (from_first >= 0 && from_first < window.num_packets() * kElements) {
+      const int i = from_first / kElements - thread;
+      if (i % kThreads != 0 || i < 0) return false;
+#pragma unroll
+      for (int slot = 0; slot < kPackets; ++slot) {
+        if (i != slot * kThreads) continue;
+        packets[slot].replace(from_first % kElements, -kInfinity<A>);
+      }
+      return true;
+    }
+#pragma unroll
+    for (int i = 0; i < kEdges; ++i) {
+      if (!has_edge(i) || window.edge_element(number(i)) != c) continue;
+      edges[i] = outside;
+      is_ours = true;
+    }
+    return is_ours;
+  }
+
+  // row[c] = body(element c).
+  template <class Body>
+  __device__ __forceinline__ void store(T* row, const Body& body) const {
+#pragma unroll
+    for (int i = 0; i < kPackets; ++i) {
+      if (!has(i)) continue;
+      A values[kElements];
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) values[k] = body(packets[i].at(k));
+      window.store(number(i), Packet<T>::of(values), row);
+    }
+#pragma unroll
+    for (int i = 0; i < kEdges; ++i) {
+      if (has_edge(i)) row[window.edge_element(number(i))] = from_accumulation<T>(body(to_accumulation(edges[i])));
+    }
+  }
 };
 
 // See Note [Launch bounds].
 template <class T, class Geometry>
 constexpr int register_row_registers() {
-  if (Geometry::kPackets == 1) return sizeof(T) == 8 ? 80 : 64;
-  if (Geometry::kPackets == 4 && sizeof(T) == 4) return Geometry::kThreads == 32 ? 80 : 64;
-  if (Geometry::kThreads == 512 || (Geometry::kThreads == 32 && kBlackwell)) return 128;
-  return sizeof(T) == 8 ? 96 : 80;
+  if (sizeof(T) == 8) return 128;
+  if (Geometry::kPackets == 8) return Geometry::kThreads <= kWarpThreads ? 96 : 80;
+  return kBlackwell ? 80 : 72;
 }
 
 template <class T, class Geometry>
 __global__ void __launch_bounds__(Geometry::kBlockThreads,
                                   min_blocks(Geometry::kBlockThreads, register_row_registers<T, Geometry>()))
-    cross_entropy_register_rows_kernel(const __grid_constant__ CrossEntropyParams params) {
+    cross_entropy_register_rows_kernel(const __grid_constant__ CrossEntropyParams params,
+                                       const __grid_constant__ UniformMass<Accumulation<T>> uniform) {
   using A = Accumulation<T>;
-  constexpr int kElements = kPacketElements<T>;
   if (is_scaled_already<A>(params)) return;
-  const T outside = from_accumulation<T>(-kInfinity<A>);
   double block_loss = 0;
 
   const auto do_row = [&](int64_t position, bool exists, int thread) {
     const Place place = place_of(position, params.inner_size);
     const T* logits = static_cast<const T*>(params.logits) + params.logits_layout.offset(place);
-    const PacketWindow<T, int> window(logits, exists ? static_cast<int>(params.num_classes) : 0);
-    // All packets are asked for before any is looked at.
-    Packet<T> row[Geometry::kPackets];
-#pragma unroll
-    for (int i = 0; i < Geometry::kPackets; ++i) {
-      row[i] = window.load_whole(thread + i * Geometry::kThreads, outside, Reuse::Never);
-    }
-    A x[Geometry::kPackets][kElements];
-#pragma unroll
-    for (int i = 0; i < Geometry::kPackets; ++i) {
-      window.load_partial(thread + i * Geometry::kThreads, row[i]);
-#pragma unroll
-      for (int k = 0; k < kElements; ++k) x[i][k] = to_accumulation(row[i].elements[k]);
-    }
+    RowShare<T, Geometry> row(logits, exists ? static_cast<int>(params.num_classes) : 0, thread);
     RowTarget<A> target;
     A target_logit = 0;
-    if (exists) target = read_target<A>(params, position);
+    A scale = 0;
+    if (exists) {
+      target = read_target<A>(params, position);
+      if (params.mode != CrossEntropyMode::Loss) scale = row_scale<A>(params, position);
+    }
     if (target.target_class >= 0) target_logit = to_accumulation(logits[target.target_class]);
+
     RowStatistics<A> statistics;
-#pragma unroll
-    for (int i = 0; i < Geometry::kPackets; ++i) {
-#pragma unroll
-      for (int k = 0; k < kElements; ++k) {
-        statistics.max = max_of(statistics.max, x[i][k]);
-      }
-    }
-    statistics.max = max_of_lanes<Geometry::kLanes>(statistics.max);
+    statistics.max = max_of_group<Geometry::kThreads>(row.max());
     const A shift = finite_shift(statistics.max);
+    A sums[2] = {};
+    if (uniform.exists) sums[1] = row.sum_of([&](A x) { return x - shift; });
     // The target's exponential is not summed, and its gradient is not made of it: see Note [Confident rows].
-    const int target_class = static_cast<int>(target.target_class);
-#pragma unroll
-    for (int i = 0; i < Geometry::kPackets; ++i) {
-      const int target_element = target_class - window.first_element(thread + i * Geometry::kThreads);
-      if (target_element < 0 || target_element >= kElements) continue;
-#pragma unroll
-      for (int k = 0; k < kElements; ++k) x[i][k] = k == target_element ? -kInfinity<A> : x[i][k];
-    }
-#pragma unroll
-    for (int i = 0; i < Geometry::kPackets; ++i) {
-#pragma unroll
-      for (int k = 0; k < kElements; ++k) {
-        statistics.sum += exp_of_shifted<T>(x[i][k] - shift);
-      }
-    }
-    statistics = merge_group<Geometry::kThreads, false>(statistics);
+    const bool has_target = target.target_class >= 0 && row.take_out(static_cast<int>(target.target_class));
+    sums[0] = row.sum_of([&](A x) { return exp_of_shifted<T>(x - shift); });
+    sum_over_group<Geometry::kThreads>(sums);
     if (!exists) return;
+    statistics.sum = sums[0];
+    statistics.mass_times_x = sums[1] * uniform.spread;
     statistics.template add_target<T>(target.target_class, target_logit);
+    set_common_mass(params, statistics);
 
     if (thread == 0) {
-      const A loss = row_loss(statistics, target, target_logit, false);
+      const A loss = row_loss(statistics, target, target_logit, uniform.exists);
       block_loss += static_cast<double>(loss);
       write_row(params, position, statistics, loss);
     }
     if (params.mode == CrossEntropyMode::Loss) return;
-    const RowGradient<T, false> gradient(statistics, target, row_scale<A>(params, position));
+    const RowGradient<T> gradient(statistics, target, scale, uniform.exists);
+    const A scaled_mass = uniform.spread * gradient.scale;
     T* gradients = static_cast<T*>(params.gradient) + params.gradient_layout.offset(place);
-#pragma unroll
-    for (int i = 0; i < Geometry::kPackets; ++i) {
-      const int packet = thread + i * Geometry::kThreads;
-      const int c = window.first_element(packet);
-      Packet<T> values;
-#pragma unroll
-      for (int k = 0; k < kElements; ++k) {
-        // Without a point mass the target class is -1: no element of the row.
-        values.elements[k] = gradient.at(x[i][k], k == target_class - c, A(0));
-      }
-      window.store(packet, values, gradients);
+    row.store(gradients, [&](A x) { return gradient.at(x, scaled_mass); });
+    if (has_target) {
+      gradients[target.target_class] = from_accumulation<T>(gradient.at_target(target_logit, uniform.spread));
     }
   };
   for_each_row<Geometry::kThreads, Geometry::kBlockThreads>(params.num_positions, do_row);
@@ -124,28 +196,32 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
 template <class T, class Geometry>
 int64_t launch_register_rows(const CrossEntropyParams& params, Stream stream) {
   const int64_t blocks = blocks_for(params.num_positions, Geometry::kRowsPerBlock);
-  launch(cross_entropy_register_rows_kernel<T, Geometry>, {blocks, Geometry::kBlockThreads}, stream, params);
+  launch(cross_entropy_register_rows_kernel<T, Geometry>, {blocks, Geometry::kBlockThreads}, stream, params,
+         UniformMass<Accumulation<T>>(params));
   return blocks;
 }
 
 // The longest row that is kept in registers.
 template <class T>
 constexpr bool fits_registers(int64_t num_classes) {
-  return max_packets<T>(num_classes) <= 512 * 8;
+  return max_packets<T>(num_classes) <= 256 * 8;
 }
 
+// At least half of a geometry's packets lie in the row. A thread has as many as its registers hold, which spreads what
+// a row costs over more of its elements, and blocks are small: while one reduces, others read.
 template <class T>
 int64_t cross_entropy_register_rows(const CrossEntropyParams& params, Stream stream) {
   const int64_t packets = max_packets<T>(params.num_classes);
   if (packets <= 2) return launch_register_rows<T, RowGeometry<2, 1>>(params, stream);
-  if (packets <= 4) return launch_register_rows<T, RowGeometry<4, 1>>(params, stream);
-  if (packets <= 8) return launch_register_rows<T, RowGeometry<8, 1>>(params, stream);
-  if (packets <= 16) return launch_register_rows<T, RowGeometry<16, 1>>(params, stream);
-  if (packets <= 32) return launch_register_rows<T, RowGeometry<32, 1>>(params, stream);
-  if (packets <= 128) return launch_register_rows<T, RowGeometry<32, 4>>(params, stream);
-  if (packets <= 512) return launch_register_rows<T, RowGeometry<128, 4>>(params, stream);
-  if (packets <= 2048) return launch_register_rows<T, RowGeometry<512, 4>>(params, stream);
-  return launch_register_rows<T, RowGeometry<512, 8>>(params, stream);
+  if (packets <= 8) return launch_register_rows<T, RowGeometry<2, 4>>(params, stream);
+  if (packets <= 16) return launch_register_rows<T, RowGeometry<2, 8>>(params, stream);
+  if (packets <= 32) return launch_register_rows<T, RowGeometry<4, 8>>(params, stream);
+  if (packets <= 64) return launch_register_rows<T, RowGeometry<8, 8>>(params, stream);
+  if (packets <= 128) return launch_register_rows<T, RowGeometry<16, 8>>(params, stream);
+  if (packets <= 256) return launch_register_rows<T, RowGeometry<32, 8>>(params, stream);
+  if (packets <= 512) return launch_register_rows<T, RowGeometry<64, 8>>(params, stream);
+  if (packets <= 1024) return launch_register_rows<T, RowGeometry<128, 8>>(params, stream);
+  return launch_register_rows<T, RowGeometry<256, 8>>(params, stream);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 
 #include "../core/cross_entropy.h"
 #include "../core/cross_entropy_formulas.h"
-#include "element.h"
+#include "packet.h"
 #include "reduce.h"
 
 namespace fused_losses::cuda {
@@ -34,13 +34,14 @@ struct RowStatistics {
     if (target_class >= 0) sum += exp_of_shifted<T>(target_logit - finite_shift(max));
   }
 
-  // The same sums relative to a larger maximum.
-  __device__ __forceinline__ void raise(A new_max) {
-    if (max == new_max) return;
+  // The same sums relative to a larger maximum. What the sum was multiplied by.
+  __device__ __forceinline__ A raise(A new_max) {
+    if (max == new_max) return A(1);
     const A factor = max == -kInfinity<A> ? A(0) : exp_of_shifted<A>(max - new_max);
     sum *= factor;
     mass_times_x += mass * (finite_shift(max) - finite_shift(new_max));
     max = new_max;
+    return factor;
   }
 };
 
@@ -56,41 +57,6 @@ __device__ __forceinline__ void for_each_row(int64_t num_rows, const Body& body)
     const int64_t position = first + row_in_block;
     body(position, kRowsPerBlock == 1 || position < num_rows, thread);
   }
-}
-
-// The statistics of a group of kThreads adjacent threads, from every thread's own and the same in all of them. A group
-// larger than a warp is a whole block; its warps are merged in their order.
-template <int kThreads, bool kDense, class A>
-__device__ __forceinline__ RowStatistics<A> merge_group(RowStatistics<A> own) {
-  constexpr int kLanes = kThreads < kWarpThreads ? kThreads : kWarpThreads;
-  const auto merge_lanes = [](RowStatistics<A> part) {
-    part.raise(max_of_lanes<kLanes>(part.max));
-    part.sum = sum_of_lanes<kLanes>(part.sum);
-    if constexpr (kDense) {
-      part.mass = sum_of_lanes<kLanes>(part.mass);
-      part.mass_times_x = sum_of_lanes<kLanes>(part.mass_times_x);
-    }
-    return part;
-  };
-  own = merge_lanes(own);
-  if constexpr (kThreads > kWarpThreads) {
-    constexpr int kWarps = kThreads / kWarpThreads;
-    FUSED_LOSSES_SHARED(A, parts, 4 * kWarps);
-    const int warp = static_cast<int>(threadIdx.x) / kWarpThreads;
-    const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
-    if (lane == 0) {
-      parts[warp] = own.max;
-      parts[kWarps + warp] = own.sum;
-      parts[2 * kWarps + warp] = own.mass;
-      parts[3 * kWarps + warp] = own.mass_times_x;
-    }
-    __syncthreads();
-    RowStatistics<A> part;
-    if (lane < kWarps) part = {parts[lane], parts[kWarps + lane], parts[2 * kWarps + lane], parts[3 * kWarps + lane]};
-    own = merge_lanes(part);
-    __syncthreads();  // the next row writes `parts`
-  }
-  return own;
 }
 
 // What one row's target says.
@@ -115,46 +81,92 @@ __device__ __forceinline__ RowTarget<A> read_target(const CrossEntropyParams& pa
   return result;
 }
 
-// The dense mass q_c of a row's classes; without one (index targets that are not smoothed) nothing is computed of it.
-template <class T, bool kDense>
+// The dense mass q_c of a row's classes where it depends on the class. See `UniformMass` for the other one.
+template <class T>
 class DenseMass {
  public:
   using A = Accumulation<T>;
 
-  __device__ __forceinline__ DenseMass(const CrossEntropyParams& params, const Place& place) {
-    if constexpr (kDense) {
-      class_stride_ = params.probability_layout.class_stride;
-      keep_ = static_cast<A>(1 - params.label_smoothing);
-      spread_ = static_cast<A>(params.label_smoothing / static_cast<double>(params.num_classes));
-      weight_ = static_cast<const A*>(params.target.class_weight);
-      if (params.target_kind != TargetKind::Probability) return;
-      const int64_t offset = params.probability_layout.offset(place);
-      if (params.probability_dtype == params.dtype) {
-        probability_ = static_cast<const T*>(params.probability_target) + offset;
-      } else {
-        accumulated_probability_ = static_cast<const A*>(params.probability_target) + offset;
-      }
+  __device__ __forceinline__ DenseMass(const CrossEntropyParams& params, const Place& place)
+      : class_stride_(params.probability_layout.class_stride),
+        keep_(static_cast<A>(1 - params.label_smoothing)),
+        spread_(static_cast<A>(params.label_smoothing / static_cast<double>(params.num_classes))),
+        weight_(static_cast<const A*>(params.target.class_weight)) {
+    if (params.target_kind != TargetKind::Probability) return;
+    const int64_t offset = params.probability_layout.offset(place);
+    if (params.probability_dtype == params.dtype) {
+      probability_ = static_cast<const T*>(params.probability_target) + offset;
+    } else {
+      accumulated_probability_ = static_cast<const A*>(params.probability_target) + offset;
     }
   }
 
   __device__ __forceinline__ A at(int64_t c) const {
-    if constexpr (!kDense) return A(0);
-    A mass = spread_;
+    A probability = 0;
     if (probability_ != nullptr) {
-      mass += keep_ * to_accumulation(probability_[c * class_stride_]);
+      probability = to_accumulation(probability_[c * class_stride_]);
     } else if (accumulated_probability_ != nullptr) {
-      mass += keep_ * accumulated_probability_[c * class_stride_];
+      probability = accumulated_probability_[c * class_stride_];
     }
-    return weight_ != nullptr ? mass * weight_[c] : mass;
+    return weight_ != nullptr ? of(probability) * weight_[c] : of(probability);
+  }
+
+  // That of the classes from `first` on, as many as a packet has elements.
+  __device__ __forceinline__ void packet(int64_t first, A (&masses)[kPacketElements<T>]) const {
+    constexpr int kElements = kPacketElements<T>;
+    A probabilities[kElements] = {};
+    if (probability_ != nullptr) {
+      read(probability_ + first * class_stride_, class_stride_, probabilities);
+    } else if (accumulated_probability_ != nullptr) {
+      read(accumulated_probability_ + first * class_stride_, class_stride_, probabilities);
+    }
+    A weights[kElements];
+    if (weight_ != nullptr) read(weight_ + first, 1, weights);
+#pragma unroll
+    for (int k = 0; k < kElements; ++k) {
+      const A mass = of(probabilities[k]);
+      masses[k] = weight_ != nullptr ? mass * weights[k] : mass;
+    }
   }
 
  private:
-  int64_t class_stride_ = 0;
-  A keep_ = 0;
-  A spread_ = 0;
-  const A* weight_ = nullptr;
+  // Without the weight of the class.
+  __device__ __forceinline__ A of(A probability) const { return fma_of(keep_, probability, spread_); }
+
+  template <class U>
+  static __device__ __forceinline__ void read(const U* address, int64_t stride, A (&values)[kPacketElements<T>]) {
+    constexpr int kElements = kPacketElements<T>;
+    if (stride == 1 && elements_past_alignment(address) == 0) {
+#pragma unroll
+      for (int first = 0; first < kElements; first += kPacketElements<U>) {
+        const Packet<U> packet = load_packet(address + first, Reuse::Soon);
+#pragma unroll
+        for (int k = 0; k < kPacketElements<U>; ++k) values[first + k] = packet.at(k);
+      }
+      return;
+    }
+#pragma unroll
+    for (int k = 0; k < kElements; ++k) values[k] = to_accumulation(address[k * stride]);
+  }
+
+  int64_t class_stride_;
+  A keep_;
+  A spread_;
+  const A* weight_;
   const T* probability_ = nullptr;              // of the logits' type
   const A* accumulated_probability_ = nullptr;  // of the accumulation type
+};
+
+// The dense mass of label smoothing without class weights, the same for every class; none, 0, with index targets. Made
+// by the host, which divides once.
+template <class A>
+struct UniformMass {
+  bool exists;
+  A spread;
+
+  explicit UniformMass(const CrossEntropyParams& params)
+      : exists(params.target_kind == TargetKind::SmoothedIndex),
+        spread(exists ? static_cast<A>(params.label_smoothing / static_cast<double>(params.num_classes)) : A(0)) {}
 };
 
 // The sum of q_c where it does not depend on the row; a row of probabilities adds up its own.
@@ -183,7 +195,7 @@ __device__ __forceinline__ A row_scale(const CrossEntropyParams& params, int64_t
 
 // The gradient of one row: d/dx_c = exp(x_c - shift) * factor - q_c * scale, and at the target class all of it in one
 // piece, so that y (p - 1) is kept together before it is rounded.
-template <class T, bool kDense>
+template <class T>
 struct RowGradient {
   using A = Accumulation<T>;
   A shift;
@@ -193,24 +205,28 @@ struct RowGradient {
   A factor;
   A point_mass_of_others;
 
-  __device__ __forceinline__ RowGradient(const RowStatistics<A>& statistics, const RowTarget<A>& target, A scale_of_row)
+  RowGradient() = default;
+  // `statistics.mass` counts where there is a dense mass.
+  __device__ __forceinline__ RowGradient(const RowStatistics<A>& statistics, const RowTarget<A>& target, A scale_of_row,
+                                         bool dense)
       : shift(finite_shift(statistics.max)),
         scale(target.ignored ? A(0) : scale_of_row),
         inverse_sum(A(1) / statistics.sum),
-        mass(kDense && !target.ignored ? statistics.mass : A(0)),
+        mass(dense && !target.ignored ? statistics.mass : A(0)),
         factor((mass + target.point_mass) * scale * inverse_sum),
         point_mass_of_others(target.point_mass * (statistics.others * inverse_sum)) {}
 
-  // `dense_mass` is q_c.
-  __device__ __forceinline__ T at(A x, bool is_target, A dense_mass) const {
-    const A exponential = exp_of_shifted<T>(x - shift);
-    A value = exponential * factor;
-    if constexpr (kDense) value -= dense_mass * scale;
-    if (is_target) {
-      const A p = exponential * inverse_sum;
-      value = derivative_at_target(p, mass, dense_mass, point_mass_of_others) * scale;
-    }
-    return from_accumulation<T>(value);
+  // `scaled_mass` is q_c * scale.
+  __device__ __forceinline__ A at(A x, A scaled_mass) const {
+    return of_exponential(exp_of_shifted<T>(x - shift), scaled_mass);
+  }
+  __device__ __forceinline__ A of_exponential(A exponential, A scaled_mass) const {
+    return fma_of(exponential, factor, -scaled_mass);
+  }
+  // `dense_mass` is q_c. Without any the logit does not count.
+  __device__ __forceinline__ A at_target(A x, A dense_mass) const {
+    const A p = exp_of_shifted<T>(x - shift) * inverse_sum;
+    return derivative_at_target(p, mass, dense_mass, point_mass_of_others) * scale;
   }
 };
 

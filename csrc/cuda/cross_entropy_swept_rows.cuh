@@ -1,5 +1,6 @@
-// Cross-entropy of rows with contiguous classes that are swept, not kept: rows with a dense target mass, rows too long
-// for registers, and the backward from the statistics of a forward, which reduces nothing and reads every logit once.
+// Cross-entropy of rows with contiguous classes that are swept, not kept: rows with a target mass that differs by
+// class, rows too long for registers, and the backward from the statistics of a forward, which reduces nothing and
+// reads every logit once.
 //
 // Bytes an element: its size for the loss, and the size of a probability target; with the gradient, the gradient's and
 // the probability's once more. The logits of the second sweep come from the first-level cache where a row is short, and
@@ -37,102 +38,179 @@ class KeptPackets {
   int64_t count_;
 };
 
+// kDense: whether there is a target mass that differs by class.
 template <class T, bool kDense>
-struct SweptRow {
+class SweptRow {
+ public:
   using A = Accumulation<T>;
-  Place place;
-  const T* logits;
-  PacketWindow<T, int64_t> window;
-  DenseMass<T, kDense> dense;
 
   // A row that does not exist has no classes.
-  __device__ __forceinline__ SweptRow(const CrossEntropyParams& params, int64_t position, bool exists)
-      : place(place_of(position, params.inner_size)),
-        logits(static_cast<const T*>(params.logits) + params.logits_layout.offset(place)),
-        window(logits, exists ? params.num_classes : 0),
-        dense(params, place) {}
+  __device__ __forceinline__ SweptRow(const CrossEntropyParams& params, const UniformMass<A>& uniform, int64_t position,
+                                      bool exists)
+      : place_(place_of(position, params.inner_size)),
+        logits_(static_cast<const T*>(params.logits) + params.logits_layout.offset(place_)),
+        window_(logits_, exists ? params.num_classes : 0),
+        num_packets_(static_cast<int>(window_.num_packets())),
+        uniform_(uniform),
+        params_(params) {}
 
-  // One thread's share: packets thread, thread + kThreads, ... The target's exponential is not summed: see Note
-  // [Confident rows].
+  __device__ __forceinline__ A logit(int64_t c) const { return to_accumulation(logits_[c]); }
+
+  // One thread's share: packets thread, thread + kThreads, ... and edges likewise. The target's exponential is not
+  // summed: see Note [Confident rows].
   template <int kThreads, bool kKeeps>
   __device__ __forceinline__ RowStatistics<A> statistics(int thread, const KeptPackets<T, kKeeps>& kept,
                                                          int64_t target_class) const {
-    constexpr int kElements = kPacketElements<T>;
-    constexpr int kInFlight = kDense ? 1 : 4;  // packets of a thread that are asked for before the first is used
-    const T outside = from_accumulation<T>(-kInfinity<A>);
-    const int64_t packets = window.num_packets();
     RowStatistics<A> result;
-    for (int64_t first = thread; first < packets; first += kInFlight * kThreads) {
+    for (int first = thread; first < num_packets_; first += kInFlight * kThreads) {
       Packet<T> x[kInFlight];
-      A max = result.max;
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        const int64_t packet = first + i * kThreads;
-        x[i] = window.load(packet, outside, kept.has(packet) ? Reuse::Never : Reuse::Soon);
+        const int packet = first + i * kThreads;
+        if (packet < num_packets_) {
+          x[i] = window_.load(packet, kept.has(packet) ? Reuse::Never : Reuse::Soon);
+        } else {
+          x[i] = Packet<T>::filled(-kInfinity<A>);
+        }
+      }
+      A masses[kInFlight][kElements];  // where they differ by class
+#pragma unroll
+      for (int i = 0; kDense && i < kInFlight; ++i) {
+        const int packet = first + i * kThreads;
+        if (packet < num_packets_) dense().packet(window_.first_element(packet), masses[i]);
       }
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        const int64_t packet = first + i * kThreads;
-        if (kept.has(packet)) kept[packet] = x[i];
-#pragma unroll
-        for (int k = 0; k < kElements; ++k) max = max_of(max, to_accumulation(x[i].elements[k]));
+        const int packet = first + i * kThreads;
+        if (packet < num_packets_ && kept.has(packet)) kept[packet] = x[i];
       }
+      Packet<T> largest = x[0];
+#pragma unroll
+      for (int i = 1; i < kInFlight; ++i) largest = max_of_packets(largest, x[i]);
+      const A max = max_of(result.max, max_of_packet(largest));
       result.raise(max);
       const A shift = finite_shift(max);
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        const int64_t c = window.first_element(first + i * kThreads);
-        const int64_t target_element = target_class - c;
-        if (!kDense && target_element >= 0 && target_element < kElements) {
-#pragma unroll
-          for (int k = 0; k < kElements; ++k) {
-            if (k == target_element) x[i].elements[k] = outside;
-          }
+        const int packet = first + i * kThreads;
+        if (packet < num_packets_) {
+          add_packet(result, x[i], masses[i], window_.first_element(packet), shift, target_class);
         }
-#pragma unroll
-        for (int k = 0; k < kElements; ++k) {
-          const A shifted = to_accumulation(x[i].elements[k]) - shift;
-          if (!kDense || k != target_element) result.sum += exp_of_shifted<T>(shifted);
-          if constexpr (kDense) {
-            if (!window.holds(c + k)) continue;
-            const A mass = dense.at(c + k);
-            result.mass += mass;
-            result.mass_times_x += mass * shifted;
-          }
-        }
+      }
+    }
+    for (int edge = thread; edge < window_.num_edges(); edge += kThreads) {
+      const int64_t c = window_.edge_element(edge);
+      const A x = to_accumulation(logits_[c]);
+      result.raise(max_of(result.max, x));
+      const A shifted = x - finite_shift(result.max);
+      if (c != target_class) result.sum += exp_of_shifted<T>(shifted);
+      if constexpr (kDense) {
+        add_mass(result, dense().at(c), shifted);
+      } else if (uniform_.exists) {
+        add_mass(result, A(1), shifted);
       }
     }
     return result;
   }
 
+  // With the sum of the target too, and the mass in units of q.
+  __device__ __forceinline__ void finish(RowStatistics<A>& statistics, int64_t target_class, A target_logit) const {
+    statistics.template add_target<T>(target_class, target_logit);
+    if constexpr (!kDense) statistics.mass_times_x *= uniform_.spread;
+    set_common_mass(params_, statistics);
+  }
+
   // The gradient may take the logits' place: a thread reads what it writes, and nobody else does.
   template <int kThreads, bool kKeeps>
-  __device__ __forceinline__ void write_gradient(const CrossEntropyParams& params, int thread,
-                                                 const KeptPackets<T, kKeeps>& kept, const RowTarget<A>& target,
-                                                 const RowGradient<T, kDense>& gradient) const {
-    T* gradients = static_cast<T*>(params.gradient) + params.gradient_layout.offset(place);
-    const int64_t packets = window.num_packets();
-    constexpr int kInFlight = kDense ? 1 : 4;
-    for (int64_t first = thread; first < packets; first += kInFlight * kThreads) {
+  __device__ __forceinline__ void write_gradient(int thread, const KeptPackets<T, kKeeps>& kept, int64_t target_class,
+                                                 const RowGradient<T>& gradient) const {
+    T* gradients = static_cast<T*>(params_.gradient) + params_.gradient_layout.offset(place_);
+    const A uniform = uniform_.spread * gradient.scale;
+    A target_logit = 0;
+    bool has_target = false;
+    for (int first = thread; first < num_packets_; first += kInFlight * kThreads) {
       Packet<T> x[kInFlight];
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        const int64_t packet = first + i * kThreads;
-        x[i] = kept.has(packet) ? kept[packet] : window.load(packet, T{}, Reuse::Never);
+        const int packet = first + i * kThreads;
+        if (packet < num_packets_) x[i] = kept.has(packet) ? kept[packet] : window_.load(packet, Reuse::Never);
       }
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        const int64_t c = window.first_element(first + i * kThreads);
-        const int64_t target_element = target.target_class < 0 ? -1 : target.target_class - c;
+        const int packet = first + i * kThreads;
+        if (packet >= num_packets_) continue;
+        const int64_t c = window_.first_element(packet);
+        const int64_t target_element = target_class < 0 ? -1 : target_class - c;
+        if (target_element >= 0 && target_element < kElements) {
+          has_target = true;
 #pragma unroll
-        for (int k = 0; k < kPacketElements<T>; ++k) {
-          const A mass = kDense && window.holds(c + k) ? dense.at(c + k) : A(0);
-          x[i].elements[k] = gradient.at(to_accumulation(x[i].elements[k]), k == target_element, mass);
+          for (int k = 0; k < kElements; ++k) target_logit = k == target_element ? x[i].at(k) : target_logit;
         }
-        window.store(first + i * kThreads, x[i], gradients);
+        A masses[kElements] = {};
+        if constexpr (kDense) dense().packet(c, masses);
+        A values[kElements];
+#pragma unroll
+        for (int k = 0; k < kElements; ++k) {
+          values[k] = gradient.at(x[i].at(k), kDense ? masses[k] * gradient.scale : uniform);
+        }
+        window_.store(packet, Packet<T>::of(values), gradients);
       }
     }
+    if (has_target) {
+      gradients[target_class] = from_accumulation<T>(gradient.at_target(target_logit, mass_at(target_class)));
+    }
+    for (int edge = thread; edge < window_.num_edges(); edge += kThreads) {
+      const int64_t c = window_.edge_element(edge);
+      const A x = to_accumulation(logits_[c]);
+      const A mass = mass_at(c);
+      const A value = c == target_class ? gradient.at_target(x, mass) : gradient.at(x, mass * gradient.scale);
+      gradients[c] = from_accumulation<T>(value);
+    }
   }
+
+ private:
+  static constexpr int kElements = kPacketElements<T>;
+  static constexpr int kInFlight = !kDense ? 3
+                                   : sizeof(T) == 4
+                                       ? 2
+                                       : 1;  // packets of a thread that are asked for before the first is used
+
+  __device__ __forceinline__ DenseMass<T> dense() const { return DenseMass<T>(params_, place_); }
+  __device__ __forceinline__ A mass_at(int64_t c) const {
+    if constexpr (kDense) return dense().at(c);
+    return uniform_.spread;
+  }
+
+  static __device__ __forceinline__ void add_mass(RowStatistics<A>& result, A mass, A shifted) {
+    result.mass += mass;
+    result.mass_times_x += mass * shifted;
+  }
+
+  __device__ __forceinline__ void add_packet(RowStatistics<A>& result, Packet<T>& x, const A (&masses)[kElements],
+                                             int64_t first, A shift, int64_t target_class) const {
+    if constexpr (kDense) {
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) add_mass(result, masses[k], x.at(k) - shift);
+    } else if (uniform_.exists) {
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) add_mass(result, A(1), x.at(k) - shift);
+    }
+    const int64_t target_element = target_class - first;
+    if (target_class >= 0 && target_element >= 0 && target_element < kElements) {
+      x.replace(static_cast<int>(target_element), -kInfinity<A>);
+    }
+    A part = 0;
+#pragma unroll
+    for (int k = 0; k < kElements; ++k) part += exp_of_shifted<T>(x.at(k) - shift);
+    result.sum += part;
+  }
+
+  Place place_;
+  const T* logits_;
+  PacketWindow<T, int64_t> window_;
+  int num_packets_;  // below 2^31 where there are fewer than 2^32 classes
+  const UniformMass<A>& uniform_;
+  const CrossEntropyParams& params_;
 };
 
 template <int kThreads>
@@ -142,42 +220,51 @@ constexpr int kSweepBlockThreads = kThreads > 128 ? kThreads : 128;
 template <int kThreads>
 constexpr bool kKeepsPackets = kThreads > kWarpThreads;
 
-// See Note [Launch bounds].
-template <class T, int kThreads, bool kDense, bool kBackward>
+// See Note [Launch bounds]. With 64 registers 1024 threads are resident, which together ask for 48 or 64 KB at a time.
+template <class T, int kThreads, bool kDense>
 constexpr int sweep_registers() {
-  if (kThreads <= 128) return sizeof(T) == 4 ? 80 : sizeof(T) == 2 && !kDense && kBackward ? 96 : 128;
-  const bool is_small = kDense ? sizeof(T) <= 4 : sizeof(T) == 4 && kBackward;
-  return is_small && !kBlackwell ? 64 : 128;
+  if (kThreads >= 256 && !kDense && sizeof(T) < 8) return 64;
+  return sizeof(T) == 8 || kBlackwell ? 128 : kDense && sizeof(T) == 2 ? 96 : 80;
 }
 
 // kThreads share a row: some lanes of a warp, or a block.
 template <class T, int kThreads, bool kDense>
 __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
-                                  min_blocks(kSweepBlockThreads<kThreads>,
-                                             sweep_registers<T, kThreads, kDense, false>()))
-    cross_entropy_swept_rows_kernel(const __grid_constant__ CrossEntropyParams params, const int64_t num_kept) {
+                                  min_blocks(kSweepBlockThreads<kThreads>, sweep_registers<T, kThreads, kDense>()))
+    cross_entropy_swept_rows_kernel(const __grid_constant__ CrossEntropyParams params,
+                                    const __grid_constant__ UniformMass<Accumulation<T>> uniform,
+                                    const int64_t num_kept) {
   using A = Accumulation<T>;
   if (is_scaled_already<A>(params)) return;
   const KeptPackets<T, kKeepsPackets<kThreads>> kept(num_kept);
   double block_loss = 0;
   const auto do_row = [&](int64_t position, bool exists, int thread) {
-    const SweptRow<T, kDense> row(params, position, exists);
+    const SweptRow<T, kDense> row(params, uniform, position, exists);
+    const bool with_mass = kDense || uniform.exists;
     RowTarget<A> target;
-    if (exists) target = read_target<A>(params, position);
-    RowStatistics<A> statistics =
-        merge_group<kThreads, kDense>(row.template statistics<kThreads>(thread, kept, target.target_class));
+    A scale = 0;
+    if (exists) {
+      target = read_target<A>(params, position);
+      if (params.mode != CrossEntropyMode::Loss) scale = row_scale<A>(params, position);
+    }
+    const A target_logit = target.target_class >= 0 ? row.logit(target.target_class) : A(0);
+    RowStatistics<A> statistics = row.template statistics<kThreads>(thread, kept, target.target_class);
+    statistics.raise(max_of_group<kThreads>(statistics.max));
+    A sums[3] = {statistics.sum, statistics.mass, statistics.mass_times_x};
+    sum_over_group<kThreads>(sums);
     if (!exists) return;
-    set_common_mass(params, statistics);
-    const A target_logit = target.target_class >= 0 ? to_accumulation(row.logits[target.target_class]) : A(0);
-    statistics.template add_target<T>(target.target_class, target_logit);
+    statistics.sum = sums[0];
+    statistics.mass = sums[1];
+    statistics.mass_times_x = sums[2];
+    row.finish(statistics, target.target_class, target_logit);
     if (thread == 0) {
-      const A loss = row_loss(statistics, target, target_logit, kDense);
+      const A loss = row_loss(statistics, target, target_logit, with_mass);
       block_loss += static_cast<double>(loss);
       write_row(params, position, statistics, loss);
     }
     if (params.mode == CrossEntropyMode::Loss) return;
-    const RowGradient<T, kDense> gradient(statistics, target, row_scale<A>(params, position));
-    row.template write_gradient<kThreads>(params, thread, kept, target, gradient);
+    const RowGradient<T> gradient(statistics, target, scale, with_mass);
+    row.template write_gradient<kThreads>(thread, kept, target.target_class, gradient);
   };
   for_each_row<kThreads, kSweepBlockThreads<kThreads>>(params.num_positions, do_row);
   write_block_sum<kSweepBlockThreads<kThreads>>(block_loss, params.block_losses);
@@ -185,43 +272,80 @@ __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
 
 template <class T, int kThreads, bool kDense>
 __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
-                                  min_blocks(kSweepBlockThreads<kThreads>,
-                                             sweep_registers<T, kThreads, kDense, true>()))
-    cross_entropy_rows_backward_kernel(const __grid_constant__ CrossEntropyParams params) {
+                                  min_blocks(kSweepBlockThreads<kThreads>, sweep_registers<T, kThreads, kDense>()))
+    cross_entropy_rows_backward_kernel(const __grid_constant__ CrossEntropyParams params,
+                                       const __grid_constant__ UniformMass<Accumulation<T>> uniform) {
   using A = Accumulation<T>;
   const auto do_row = [&](int64_t position, bool exists, int thread) {
     if (!exists) return;
-    const SweptRow<T, kDense> row(params, position, true);
+    const SweptRow<T, kDense> row(params, uniform, position, true);
     const RowTarget<A> target = read_target<A>(params, position);
-    const RowGradient<T, kDense> gradient(read_row<A>(params, position), target, row_scale<A>(params, position));
-    row.template write_gradient<kThreads>(params, thread, KeptPackets<T, false>(0), target, gradient);
+    const RowGradient<T> gradient(read_row<A>(params, position), target, row_scale<A>(params, position),
+                                  kDense || uniform.exists);
+    row.template write_gradient<kThreads>(thread, KeptPackets<T, false>(0), target.target_class, gradient);
   };
   for_each_row<kThreads, kSweepBlockThreads<kThreads>>(params.num_positions, do_row);
 }
 
 template <class T, int kThreads, bool kDense>
+int64_t launch_rows_backward(const CrossEntropyParams& params, Stream stream) {
+  constexpr int kBlockThreads = kSweepBlockThreads<kThreads>;
+  const int64_t blocks = blocks_for(params.num_positions, kBlockThreads / kThreads);
+  launch(cross_entropy_rows_backward_kernel<T, kThreads, kDense>, {blocks, kBlockThreads}, stream, params,
+         UniformMass<Accumulation<T>>(params));
+  return blocks;
+}
+
+template <class T, int kThreads, bool kDense>
+int64_t room_for_packets() {
+  return max_dynamic_shared_bytes(cross_entropy_swept_rows_kernel<T, kThreads, kDense>) / kPacketBytes;
+}
+
+// With a gradient kSharing blocks of a multiprocessor share its room for packets.
+template <class T, int kThreads, bool kDense, int kSharing>
 int64_t launch_swept_rows(const CrossEntropyParams& params, Stream stream) {
   constexpr int kBlockThreads = kSweepBlockThreads<kThreads>;
   const int64_t blocks = blocks_for(params.num_positions, kBlockThreads / kThreads);
-  if (params.mode == CrossEntropyMode::Backward) {
-    launch(cross_entropy_rows_backward_kernel<T, kThreads, kDense>, {blocks, kBlockThreads}, stream, params);
-    return blocks;
-  }
-  const auto kernel = cross_entropy_swept_rows_kernel<T, kThreads, kDense>;
-  int64_t num_kept = 0;
+  int64_t num_kept = 0;  // of a row that is read once
   if (kKeepsPackets<kThreads> && params.mode == CrossEntropyMode::LossAndGradient) {
-    num_kept = std::min(max_packets<T>(params.num_classes), max_dynamic_shared_bytes(kernel) / kPacketBytes);
+    num_kept = std::min(max_packets<T>(params.num_classes), room_for_packets<T, kThreads, kDense>() / kSharing);
   }
-  launch(kernel, {blocks, kBlockThreads, num_kept * kPacketBytes}, stream, params, num_kept);
+  launch(cross_entropy_swept_rows_kernel<T, kThreads, kDense>, {blocks, kBlockThreads, num_kept * kPacketBytes}, stream,
+         params, UniformMass<Accumulation<T>>(params), num_kept);
   return blocks;
 }
 
 template <class T, bool kDense>
-int64_t cross_entropy_swept_rows(const CrossEntropyParams& params, Stream stream) {
+int64_t cross_entropy_rows_backward(const CrossEntropyParams& params, Stream stream) {
   const int64_t packets = max_packets<T>(params.num_classes);
-  if (packets <= 8) return launch_swept_rows<T, 4, kDense>(params, stream);
-  if (packets <= 256) return launch_swept_rows<T, 32, kDense>(params, stream);
-  return launch_swept_rows<T, 512, kDense>(params, stream);
+  if (packets <= 8) return launch_rows_backward<T, 4, kDense>(params, stream);
+  if (packets <= 512) return launch_rows_backward<T, 32, kDense>(params, stream);
+  return launch_rows_backward<T, 256, kDense>(params, stream);
+}
+
+template <class T>
+int64_t cross_entropy_dense_rows(const CrossEntropyParams& params, Stream stream) {
+  const int64_t packets = max_packets<T>(params.num_classes);
+  if (packets <= 8) return launch_swept_rows<T, 4, true, 1>(params, stream);
+  if (packets <= 256) return launch_swept_rows<T, 32, true, 1>(params, stream);
+  constexpr int kBlocks = min_blocks(256, sweep_registers<T, 256, true>());
+  return launch_swept_rows<T, 256, true, kBlocks>(params, stream);
+}
+
+// As many blocks on a multiprocessor as it has room for rows: while one reduces, others read. Room for less than the
+// row costs more than that gains (measured: docs/cuda.md). The length of the row alone decides, whatever is asked for,
+// so that the statistics have the same bits with a gradient and without.
+template <class T>
+int64_t cross_entropy_long_rows(const CrossEntropyParams& params, Stream stream) {
+  const int64_t packets = max_packets<T>(params.num_classes);
+  const int64_t room = room_for_packets<T, 256, false>();
+  if (3 * packets <= room) return launch_swept_rows<T, 256, false, 3>(params, stream);
+  if constexpr (sizeof(T) == 8) {  // it lacks the registers for more
+    return launch_swept_rows<T, 512, false, 1>(params, stream);
+  } else {
+    if (2 * packets <= room) return launch_swept_rows<T, 512, false, 2>(params, stream);
+    return launch_swept_rows<T, 1024, false, 1>(params, stream);
+  }
 }
 
 }  // namespace

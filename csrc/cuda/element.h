@@ -1,4 +1,5 @@
-// Elements of every type as the accumulation type, one by one and in packets of 16 bytes.
+// Elements of every type as the accumulation type, and the functions of the accumulation types. Packets of them:
+// packet.h.
 #pragma once
 
 #include "../core/element_types.h"
@@ -26,51 +27,14 @@ __device__ __forceinline__ T from_accumulation(Accumulation<T> value) {
 template <class A>
 constexpr A kInfinity = static_cast<A>(__builtin_inff());
 
-constexpr int kPacketBytes = 16;  // the widest access of one thread
-template <class T>
-constexpr int kPacketElements = kPacketBytes / static_cast<int>(sizeof(T));
-
-template <class T>
-struct alignas(kPacketBytes) Packet {
-  T elements[kPacketElements<T>];
-};
-
-// What is read for the last time shall not push anything else out of the caches.
-enum class Reuse { Never, Soon };
-
-// `address` aligned to 16 bytes.
-template <class T>
-__device__ __forceinline__ Packet<T> load_packet(const T* address, Reuse reuse) {
-  union {
-    uint4 words;
-    Packet<T> packet;
-  } both;
-  const uint4* const words = reinterpret_cast<const uint4*>(address);
-  both.words = reuse == Reuse::Soon ? *words : __ldcs(words);
-  return both.packet;
-}
-// As data that nobody reads soon.
-template <class T>
-__device__ __forceinline__ void store_packet(T* address, const Packet<T>& packet) {
-  union {
-    uint4 words;
-    Packet<T> packet;
-  } both;
-  both.packet = packet;
-  __stcs(reinterpret_cast<uint4*>(address), both.words);
-}
-
-// Elements between the aligned address at or below this one and this one.
-template <class T>
-__device__ __forceinline__ int elements_past_alignment(const T* address) {
-  return static_cast<int>(reinterpret_cast<uintptr_t>(address) % kPacketBytes / sizeof(T));
-}
-
 // The accumulation types' functions under one name each.
 __device__ __forceinline__ float log_of(float x) { return logf(x); }
 __device__ __forceinline__ double log_of(double x) { return log(x); }
 __device__ __forceinline__ float log1p_of(float x) { return log1pf(x); }
 __device__ __forceinline__ double log1p_of(double x) { return log1p(x); }
+// One rounding, said in words: two kernels that are to give the same bits cannot leave it to the compiler.
+__device__ __forceinline__ float fma_of(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ __forceinline__ double fma_of(double a, double b, double c) { return fma(a, b, c); }
 __device__ __forceinline__ float max_of(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double max_of(double a, double b) { return fmax(a, b); }
 

@@ -6,9 +6,9 @@
 
 #include "../core/binary_cross_entropy.h"
 #include "../core/binary_cross_entropy_formulas.h"
-#include "element.h"
 #include "launch.h"
 #include "launch_bounds.h"
+#include "packet.h"
 #include "reduce.h"
 
 namespace fused_losses::cuda {
@@ -28,7 +28,13 @@ struct ScalarMath {
   static __device__ __forceinline__ A exp(A x) { return exp_of_shifted<A>(x); }
   static __device__ __forceinline__ A log1p(A x) { return log1p_of(x); }
   static __device__ __forceinline__ A log_of_complement(A x) { return log1p(-x); }
-  static __device__ __forceinline__ A log_of_either(bool is_log, A x) { return is_log ? log(x) : log1p(-x); }
+  // One logarithm for both. What 1 - x rounds away is exact, and 0 from x = 1/2 on; log(v + rest) is log v + rest / v,
+  // and 1 + x is near enough to 1 / v.
+  static __device__ __forceinline__ A log_of_either(bool is_log, A x) {
+    const A v = is_log ? x : A(1) - x;
+    const A rest = is_log ? A(0) : (A(1) - v) - x;
+    return log(v) + fma_of(rest, x, rest);
+  }
 };
 
 // kCount elements of a dense tensor; one access each where there is no packet of them.
@@ -41,7 +47,7 @@ __device__ __forceinline__ void load_elements(const U* address, int count, bool 
     for (int first = 0; first < kCount; first += kElements) {
       const Packet<U> packet = load_packet(address + first, Reuse::Never);
 #pragma unroll
-      for (int k = 0; k < kElements; ++k) values[first + k] = static_cast<A>(to_accumulation(packet.elements[k]));
+      for (int k = 0; k < kElements; ++k) values[first + k] = static_cast<A>(packet.at(k));
     }
     return;
   }
@@ -55,10 +61,7 @@ __device__ __forceinline__ void store_elements(U* address, int count, bool align
     static_assert(kCount % kElements == 0);
 #pragma unroll
     for (int first = 0; first < kCount; first += kElements) {
-      Packet<U> packet;
-#pragma unroll
-      for (int k = 0; k < kElements; ++k) packet.elements[k] = from_accumulation<U>(values[first + k]);
-      store_packet(address + first, packet);
+      store_packet(address + first, Packet<U>::of(values + first));
     }
     return;
   }
@@ -68,37 +71,59 @@ __device__ __forceinline__ void store_elements(U* address, int count, bool align
   }
 }
 
+template <class A>
+__device__ __forceinline__ A read_broadcast(const BroadcastOperand& operand, int64_t offset) {
+  switch (operand.dtype) {
+    case DType::Float32:
+      return static_cast<A>(static_cast<const float*>(operand.data)[offset]);
+    case DType::Float64:
+      return static_cast<A>(static_cast<const double*>(operand.data)[offset]);
+    case DType::BFloat16:
+      return static_cast<A>(to_accumulation(static_cast<const BFloat16*>(operand.data)[offset]));
+    case DType::Float16:
+      return static_cast<A>(to_accumulation(static_cast<const Float16*>(operand.data)[offset]));
+  }
+  __builtin_unreachable();
+}
+
+// value = value / size; the rest. Division by 32 bits is a fifth of that by 64.
+__device__ __forceinline__ int64_t divide(int64_t& value, int64_t size) {
+  const bool is_small = ((value | size) >> 32) == 0;
+  const int64_t quotient =
+      is_small ? int64_t(static_cast<uint32_t>(value) / static_cast<uint32_t>(size)) : value / size;
+  const int64_t rest = value - quotient * size;
+  value = quotient;
+  return rest;
+}
+
 // kCount adjacent elements of a broadcast operand, from flat index `first` on.
 template <int kCount, class A>
 __device__ __forceinline__ void load_broadcast(const BroadcastOperand& operand, int64_t first, int count,
                                                A (&values)[kCount]) {
   int64_t coordinates[kMaxBroadcastDims];
   int64_t offset = 0;
+  int64_t rest_of_last = 0;
+  int64_t last_stride = 0;
 #pragma unroll
   for (int dim = kMaxBroadcastDims - 1; dim >= 0; --dim) {
     if (dim >= operand.num_dims) continue;
-    coordinates[dim] = first % operand.sizes[dim];
-    first /= operand.sizes[dim];
+    coordinates[dim] = divide(first, operand.sizes[dim]);
     offset += coordinates[dim] * operand.strides[dim];
+    if (dim + 1 == operand.num_dims) {
+      rest_of_last = operand.sizes[dim] - coordinates[dim];
+      last_stride = operand.strides[dim];
+    }
+  }
+  if (rest_of_last >= kCount && count == kCount) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) values[k] = read_broadcast<A>(operand, offset + k * last_stride);
+    return;
   }
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
     values[k] = A(1);
     if (k >= count) continue;
-    switch (operand.dtype) {
-      case DType::Float32:
-        values[k] = static_cast<A>(static_cast<const float*>(operand.data)[offset]);
-        break;
-      case DType::Float64:
-        values[k] = static_cast<A>(static_cast<const double*>(operand.data)[offset]);
-        break;
-      case DType::BFloat16:
-        values[k] = static_cast<A>(to_accumulation(static_cast<const BFloat16*>(operand.data)[offset]));
-        break;
-      case DType::Float16:
-        values[k] = static_cast<A>(to_accumulation(static_cast<const Float16*>(operand.data)[offset]));
-        break;
-    }
+    values[k] = read_broadcast<A>(operand, offset);
     // The next element's coordinates, as an odometer counts.
     bool carries = true;
 #pragma unroll

@@ -25,6 +25,7 @@ struct MeanOfTargets {
   double* denominator;
   void* inverse;
   bool is_smoothed = false;  // a mean of targets without weight is NaN, whatever label smoothing leaves to divide
+  bool is_zero_if_ignored = false;  // the mean of a single target, where that is ignored: NaN otherwise
 };
 // `block_sums`: [kMaxBlockSums], scratch.
 void weigh_targets(const IndexTarget& target, int64_t num_positions, DType dtype, const MeanOfTargets& mean,

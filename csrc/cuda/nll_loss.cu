@@ -11,7 +11,7 @@ namespace fused_losses::cuda {
 namespace {
 
 constexpr int kBlockThreads = 256;
-constexpr int kThreadRegisters = kBlackwell ? 48 : 32;  // see Note [Launch bounds]
+constexpr int kThreadRegisters = kBlackwell ? 64 : 32;  // see Note [Launch bounds]
 
 // A position's class, or -1 where it is ignored.
 __device__ __forceinline__ int64_t target_class(const NLLLossParams& params, int64_t position) {

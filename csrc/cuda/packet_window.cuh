@@ -1,8 +1,9 @@
-// A row of elements as aligned packets of 16 bytes, wherever it begins: packet 0 begins at or before the row, and of
-// the first and the last packet only the elements that belong to the row are touched.
+// A row of elements as the aligned packets of 16 bytes that lie in it, wherever it begins, and its edges: the elements
+// before the first packet and behind the last one, fewer than a packet each. A thread takes an edge as one element, so
+// that the loops over packets know no exception.
 #pragma once
 
-#include "element.h"
+#include "packet.h"
 
 namespace fused_losses::cuda {
 namespace {
@@ -12,70 +13,53 @@ template <class T, class I>
 class PacketWindow {
  public:
   static constexpr int kElements = kPacketElements<T>;
+  static constexpr int kMaxEdges = 2 * (kElements - 1);
 
-  __device__ __forceinline__ PacketWindow(const T* row, I count)
-      : head_(elements_past_alignment(row)), begin_(row - head_), count_(count) {}
-
-  __device__ __forceinline__ I num_packets() const { return (head_ + count_ + kElements - 1) / kElements; }
-
-  // The number in the row of a packet's first element: below 0 in packet 0 of a row that does not begin aligned.
-  __device__ __forceinline__ I first_element(I packet) const { return packet * kElements - head_; }
-  __device__ __forceinline__ bool holds(I element) const { return element >= 0 && element < count_; }
-
-  __device__ __forceinline__ bool is_whole(I packet) const {
-    const I first = first_element(packet);
-    return first >= 0 && first + kElements <= count_;
+  __device__ __forceinline__ PacketWindow(const T* row, I count) : row_(row) {
+    const int before = (kElements - elements_past_alignment(row)) % kElements;
+    head_ = count < before ? static_cast<int>(count) : before;
+    packets_ = (count - head_) / kElements;
+    edges_ = static_cast<int>(count - packets_ * kElements);
   }
 
-  // `outside` where an element does not belong to the row, or the packet does not.
-  __device__ __forceinline__ Packet<T> load(I packet, T outside, Reuse reuse) const {
-    Packet<T> result = load_whole(packet, outside, reuse);
-    load_partial(packet, result);
-    return result;
+  __device__ __forceinline__ I num_packets() const { return packets_; }
+  __device__ __forceinline__ int num_edges() const { return edges_; }
+
+  // Numbers in the row: of a packet's first element, and of an edge's element.
+  __device__ __forceinline__ I first_element(I packet) const { return head_ + packet * kElements; }
+  __device__ __forceinline__ I edge_element(int edge) const {
+    return edge < head_ ? edge : edge + packets_ * kElements;
   }
 
-  // The two steps of load: packets that lie in the row, and the elements of those that lie in it in part.
-  __device__ __forceinline__ Packet<T> load_whole(I packet, T outside, Reuse reuse) const {
-    const T* address = begin_ + packet * kElements;
-    if (is_whole(packet)) return load_packet(address, reuse);
-    Packet<T> result;
-#pragma unroll
-    for (int k = 0; k < kElements; ++k) result.elements[k] = outside;
-    return result;
+  __device__ __forceinline__ Packet<T> load(I packet, Reuse reuse) const {
+    return load_packet(row_ + first_element(packet), reuse);
   }
-  __device__ __forceinline__ void load_partial(I packet, Packet<T>& result) const {
-    const I first = first_element(packet);
-    if (is_whole(packet) || first >= count_) return;
-    const T* address = begin_ + packet * kElements;
-#pragma unroll
-    for (int k = 0; k < kElements; ++k) {
-      if (holds(first + k)) result.elements[k] = address[k];
-    }
+  __device__ __forceinline__ T load_edge(int edge, T outside) const {
+    return edge < edges_ ? row_[edge_element(edge)] : outside;
   }
 
-  // Stores the packet's elements to `row` (a row of its own, or the same one).
+  // Whether the elements of this row, another one or the same, lie in packets as this one's do.
+  __device__ __forceinline__ bool is_packed(const T* row) const { return elements_past_alignment(row + head_) == 0; }
+
+  // Stores the packet's elements to `row`.
   __device__ __forceinline__ void store(I packet, const Packet<T>& values, T* row) const {
-    const I first = first_element(packet);
-    if (first >= 0 && first + kElements <= count_ && elements_past_alignment(row) == head_) {
-      store_packet(row + first, values);
-      return;
-    }
+    T* const address = row + first_element(packet);
+    if (is_packed(row)) return store_packet(address, values);
 #pragma unroll
-    for (int k = 0; k < kElements; ++k) {
-      if (holds(first + k)) row[first + k] = values.elements[k];
-    }
+    for (int k = 0; k < kElements; ++k) address[k] = from_accumulation<T>(values.at(k));
   }
 
  private:
+  const T* row_;
   int head_;
-  const T* begin_;
-  I count_;
+  int edges_;
+  I packets_;
 };
 
-// The most packets that a row of so many elements touches.
+// The most packets that lie in a row of so many elements.
 template <class T>
 constexpr int64_t max_packets(int64_t count) {
-  return (count + 2 * (kPacketElements<T> - 1)) / kPacketElements<T>;
+  return count / kPacketElements<T>;
 }
 
 }  // namespace

@@ -31,6 +31,42 @@ __device__ __forceinline__ A max_of_lanes(A value) {
   return value;
 }
 
+// The kThreads adjacent threads that share a row are a group: lanes of one warp, or a whole block, whose warps count in
+// their order. Every thread gets the result. A barrier comes between what a block writes and what it reads, and between
+// that and its next call of the same function if it calls the other one in between, as every row does.
+template <int kThreads, class A>
+__device__ __forceinline__ A max_of_group(A value) {
+  constexpr int kLanes = kThreads < kWarpThreads ? kThreads : kWarpThreads;
+  value = max_of_lanes<kLanes>(value);
+  if constexpr (kThreads > kWarpThreads) {
+    constexpr int kWarps = kThreads / kWarpThreads;
+    FUSED_LOSSES_SHARED(A, warp_maxima, kWarps);
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread % kWarpThreads == 0) warp_maxima[thread / kWarpThreads] = value;
+    __syncthreads();
+    value = max_of_lanes<kWarps>(warp_maxima[thread % kWarps]);
+  }
+  return value;
+}
+template <int kThreads, int kCount, class A>
+__device__ __forceinline__ void sum_over_group(A (&values)[kCount]) {
+  constexpr int kLanes = kThreads < kWarpThreads ? kThreads : kWarpThreads;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) values[i] = sum_of_lanes<kLanes>(values[i]);
+  if constexpr (kThreads > kWarpThreads) {
+    constexpr int kWarps = kThreads / kWarpThreads;
+    FUSED_LOSSES_SHARED(A, warp_sums, kCount * kWarps);
+    const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (thread % kWarpThreads == 0) warp_sums[i * kWarps + thread / kWarpThreads] = values[i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] = sum_of_lanes<kWarps>(warp_sums[i * kWarps + thread % kWarps]);
+  }
+}
+
 // The sum over a block, in thread 0.
 template <int kBlockThreads>
 __device__ __forceinline__ double sum_of_block(double value) {

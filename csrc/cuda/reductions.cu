@@ -1,8 +1,8 @@
 // The small kernels beside the losses: the weights of targets, the sum of partial sums, the scale of a gradient. Every
 // sum has a fixed order.
-#include "element.h"
 #include "kernels.h"
 #include "launch.h"
+#include "packet.h"
 #include "reduce.h"
 
 namespace fused_losses::cuda {
@@ -39,8 +39,9 @@ __device__ __forceinline__ void write_mean(const MeanOfTargets& mean, double wei
 template <class A>
 __global__ void __launch_bounds__(kBlockThreads)
     weigh_targets_kernel(IndexTarget target, int64_t num_positions, MeanOfTargets mean, double* block_sums) {
-  const double total = sum_of_block<kBlockThreads>(weigh<A>(target, num_positions));
+  double total = sum_of_block<kBlockThreads>(weigh<A>(target, num_positions));
   if (threadIdx.x != 0) return;
+  if (mean.is_zero_if_ignored && read_index(target, 0) == target.ignore_index) total = 1;
   if (gridDim.x == 1) {
     write_mean<A>(mean, total);
   } else {
@@ -100,12 +101,11 @@ __global__ void __launch_bounds__(kScaleThreads) scale_gradient_kernel(const __g
   for (int64_t first = (int64_t(blockIdx.x) * kScaleThreads + threadIdx.x) * kElements; first < scale.num_elements;
        first += int64_t(gridDim.x) * kScaleThreads * kElements) {
     if (first + kElements <= scale.num_elements) {
-      Packet<T> packet = load_packet(gradient + first, Reuse::Never);
+      const Packet<T> packet = load_packet(gradient + first, Reuse::Never);
+      A values[kElements];
 #pragma unroll
-      for (int k = 0; k < kElements; ++k) {
-        packet.elements[k] = from_accumulation<T>(to_accumulation(packet.elements[k]) * factor);
-      }
-      store_packet(gradient + first, packet);
+      for (int k = 0; k < kElements; ++k) values[k] = packet.at(k) * factor;
+      store_packet(gradient + first, Packet<T>::of(values));
       continue;
     }
     for (int64_t i = first; i < scale.num_elements; ++i) {

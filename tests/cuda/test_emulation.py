@@ -99,6 +99,7 @@ MISUSE = {
     "shared_size": "4 bytes, but 512 for a thread before",
     "shared_limit": "more than 48 KiB of shared memory",
     "misaligned_load": "misaligned address at planted_faults.cpp:",
+    "cache_hint_for_shared_memory": "a cache hint for shared memory at planted_faults.cpp:",
 }
 
 

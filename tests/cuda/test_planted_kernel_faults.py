@@ -41,17 +41,17 @@ def in_cross_entropy(edits: tuple[Edit, ...], *found: tuple[str, str, str]) -> F
 
 FAULTS = {
     # Barriers and lanes
-    "merged_parts_are_read_too_early": in_cross_entropy(
-        edit(
-            "cross_entropy_row.cuh",
-            "own.mass_times_x;\n    }\n    __syncthreads();",
-            "own.mass_times_x;\n    }",
-        ),
+    "sums_of_warps_are_read_too_early": in_cross_entropy(
+        edit("reduce.h", "= values[i];\n    }\n    __syncthreads();", "= values[i];\n    }"),
         ("plain", "ascending", "nan, not"),
         ("thread", "ascending", RACE),
     ),
-    "merged_parts_are_written_too_early": in_cross_entropy(
-        edit("cross_entropy_row.cuh", "__syncthreads();  // the next row writes `parts`", ""),
+    "maxima_of_warps_are_read_too_early": in_cross_entropy(
+        edit(
+            "reduce.h",
+            "warp_maxima[thread / kWarpThreads] = value;\n    __syncthreads();",
+            "warp_maxima[thread / kWarpThreads] = value;",
+        ),
         ("plain", "ascending", ", not"),
         ("thread", "ascending", RACE),
     ),
@@ -75,8 +75,8 @@ FAULTS = {
     "rows_leave_the_loop_before_the_others": in_cross_entropy(
         edit(
             "cross_entropy_swept_rows.cuh",
-            "    const SweptRow<T, kDense> row(params, position, exists);",
-            "    if (!exists) return;\n    const SweptRow<T, kDense> row(params, position, exists);",
+            "    const SweptRow<T, kDense> row(params, uniform, position, exists);",
+            "    if (!exists) return;\n    const SweptRow<T, kDense> row(params, uniform, position, exists);",
         ),
         ("plain", "ascending", "kernel misuse"),
     ),
@@ -100,69 +100,83 @@ FAULTS = {
         (("thread", "ascending", RACE),),
     ),
     # Tails and alignment
-    "packet_load_past_the_row": in_cross_entropy(
+    "packet_past_the_row": in_cross_entropy(
         edit(
             "packet_window.cuh",
-            "return first >= 0 && first + kElements <= count_;",
-            "return first >= 0 && first + kElements <= count_ + 1;",
+            "packets_ = (count - head_) / kElements;",
+            "packets_ = (count - head_) / kElements + 1;",
         ),
         ("address", "ascending", OVERFLOW),
     ),
-    "packet_load_before_the_row": in_cross_entropy(
+    "packets_begin_at_the_row": in_cross_entropy(
+        edit("packet_window.cuh", "head_ = count < before ? static_cast<int>(count) : before;", "head_ = 0;"),
+        ("plain", "ascending", "misaligned address at packet.h"),
+    ),
+    "edge_past_the_row": in_cross_entropy(
         edit(
             "packet_window.cuh",
-            "return first >= 0 && first + kElements <= count_;",
-            "return first + kElements <= count_;",
+            "static_cast<int>(count - packets_ * kElements)",
+            "static_cast<int>(count - packets_ * kElements) + 1",
         ),
+        ("address", "ascending", OVERFLOW),
+    ),
+    "edges_behind_the_packets_are_read_before_them": in_cross_entropy(
+        edit("packet_window.cuh", "edge < head_ ? edge : edge + packets_ * kElements", "edge"),
         ("plain", "ascending", "sum of block losses[0] is"),
-    ),
-    "elements_outside_the_row_are_read": in_cross_entropy(  # and dropped
-        edit(
-            "packet_window.cuh",
-            "if (holds(first + k)) result.elements[k] = address[k];",
-            "const T element = address[k];\n      if (holds(first + k)) result.elements[k] = element;",
-        ),
-        ("address", "ascending", OVERFLOW),
-    ),
-    "packet_store_past_the_row": in_cross_entropy(
-        edit(
-            "packet_window.cuh",
-            "first + kElements <= count_ && elements",
-            "first + kElements <= count_ + 1 && elements",
-        ),
-        ("address", "ascending", OVERFLOW),
     ),
     "packet_store_without_alignment": in_cross_entropy(
-        edit("packet_window.cuh", " && elements_past_alignment(row) == head_", ""),
-        ("plain", "ascending", "misaligned address at element.h"),
+        edit("packet_window.cuh", "if (is_packed(row)) return", "return"),
+        ("plain", "ascending", "misaligned address at packet.h"),
     ),
-    "packets_of_an_unaligned_row_are_not_counted": in_cross_entropy(
-        edit("packet_window.cuh", "(count + 2 * (kPacketElements<T> - 1))", "(count + kPacketElements<T> - 1)"),
-        ("plain", "ascending", "sum of block losses[0] is"),
+    "a_target_stays_in_the_sum": in_cross_entropy(
+        edit("cross_entropy_register_rows.cuh", "packets[slot].replace(from_first % kElements, -kInfinity<A>);", ""),
+        ("plain", "ascending", ", not"),
+    ),
+    "staged_rows_are_read_too_early": in_cross_entropy(
+        edit("cross_entropy_few_classes.cuh", "tile_elements);\n      __syncthreads();", "tile_elements);"),
+        ("plain", "ascending", ", not"),
+        ("thread", "ascending", RACE),
+    ),
+    "staged_rows_are_written_too_early": in_cross_entropy(
+        edit("cross_entropy_few_classes.cuh", "        __syncthreads();  // the next rows are written there\n", ""),
+        ("plain", "ascending", ", not"),
+        ("thread", "ascending", RACE),
+    ),
+    "staged_rows_are_as_aligned_as_shared_memory": in_cross_entropy(
+        edit("cross_entropy_few_classes.cuh", "if (!window.is_packed(to)) {", "if (count < 0) {"),
+        ("plain", "ascending", "misaligned address at packet.h"),
+    ),
+    "cache_hint_for_a_staged_row": in_cross_entropy(
+        edit("cross_entropy_few_classes.cuh", "Reuse::Never, tile, Reuse::Soon", "Reuse::Never, tile, Reuse::Never"),
+        ("plain", "ascending", "a cache hint for shared memory at packet.h"),
     ),
     "kept_packet_past_shared_memory": in_cross_entropy(
         edit("cross_entropy_swept_rows.cuh", "kKeeps && packet < count_", "kKeeps && packet <= count_"),
         ("plain", "ascending", "wrote outside the dynamic shared array"),
         ("address", "ascending", "AddressSanitizer: use-after-poison"),
     ),
-    "inner_packet_past_the_end": in_cross_entropy(
+    "inner_chunk_past_the_end": in_cross_entropy(
         edit(
             "cross_entropy_inner.cuh",
-            "if (count >= kPositions) {\n        const Packet",
-            "if (count > 0) {\n        const Packet",
+            "if (count >= kPositions) {\n        const auto chunk",
+            "if (count > 0) {\n        const auto chunk",
         ),
         ("address", "ascending", OVERFLOW),
     ),
-    "inner_packets_of_unaligned_classes": in_cross_entropy(
+    "inner_chunks_of_unaligned_classes": in_cross_entropy(
         edit("cross_entropy_inner.cuh", "layout.class_stride % kElements == 0 &&", "layout.class_stride > 0 &&"),
-        ("plain", "ascending", "misaligned address at element.h"),
+        ("plain", "ascending", "misaligned address at packet.h"),
     ),
-    "inner_packets_of_unaligned_outer_axes": in_cross_entropy(
+    "inner_chunks_of_unaligned_outer_axes": in_cross_entropy(
         edit("cross_entropy_inner.cuh", "layout.outer_stride % kElements == 0;", "layout.outer_stride > 0;"),
-        ("plain", "ascending", "misaligned address at element.h"),
+        ("plain", "ascending", "misaligned address at packet.h"),
     ),
-    "inner_packets_at_any_address": in_cross_entropy(
-        edit("cross_entropy_inner.cuh", "reinterpret_cast<uintptr_t>(data) % kPacketBytes == 0", "data != nullptr"),
+    "inner_chunks_at_any_address": in_cross_entropy(
+        edit(
+            "cross_entropy_inner.cuh",
+            "reinterpret_cast<uintptr_t>(data) % (kElements * sizeof(T)) == 0",
+            "data != nullptr",
+        ),
         ("address", "ascending", "runtime error: reference binding to misaligned address"),
     ),
     "elementwise_tail_past_the_end": Fault(

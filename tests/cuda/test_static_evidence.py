@@ -78,6 +78,17 @@ __global__ void __launch_bounds__(1024) spilling_kernel(float4* data) {
   for (int i = 0; i < 32; ++i) data[threadIdx.x + 1024 * (31 - i)] = kept[i];
 }
 """,
+    "in local memory": """
+__global__ void __launch_bounds__(1024) indexing_kernel(float4* data, const int* places) {
+  float kept[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) kept[i] = data[threadIdx.x + 1024 * i].x;
+  float4 sum = data[threadIdx.x];
+#pragma unroll 1
+  for (int i = 0; i < 16; ++i) sum.x += kept[places[i]];
+  data[threadIdx.x] = sum;
+}
+""",
     "lacks 16-byte accesses": """
 __global__ void __launch_bounds__(1024) narrow_kernel(float2* data) { data[threadIdx.x].x *= data[threadIdx.x].y; }
 """,

@@ -102,8 +102,9 @@ def test_numbers_in_names_are_sorted_by_value():
 @pytest.mark.parametrize(
     ("kernel", "wide"),
     [
-        ("cross_entropy_inner_kernel<float, 4, false>", True),
-        ("cross_entropy_inner_kernel<float, 1, false>", False),
+        ("cross_entropy_few_classes_kernel<float, 8, true>", True),
+        ("cross_entropy_few_classes_kernel<float, 8, false>", False),
+        ("cross_entropy_inner_kernel<float, 2, false>", False),
         ("nll_loss_backward_kernel<double>", False),
         ("a_kernel_of_tomorrow<float>", True),
     ],

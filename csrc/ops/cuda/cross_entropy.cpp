@@ -14,6 +14,9 @@ class Call : public CrossEntropyProblem {
   Call(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
        const CrossEntropyOptions& options, bool wants_gradient)
       : CrossEntropyProblem(logits, target, class_weight, options, wants_gradient), scope_(logits), scratch_(logits) {
+    if (params.logits_layout.class_stride != 1 && params.num_classes > INT32_MAX) {
+      refuse("2^31 classes and more along a strided axis");
+    }
     if (class_weight.has_value() && params.target_kind == TargetKind::SmoothedIndex) {
       sum_class_weights(params.target, scratch_.class_weight_sum(), stream());
       params.device_class_weight_sum = scratch_.class_weight_sum();
@@ -25,6 +28,7 @@ class Call : public CrossEntropyProblem {
     } else {
       MeanOfTargets mean = scratch_.mean();
       mean.is_smoothed = params.target_kind == TargetKind::SmoothedIndex;
+      mean.is_zero_if_ignored = !mean.is_smoothed && is_zero_if_ignored(logits);
       weigh_targets(params.target, params.num_positions, params.dtype, mean, scratch_.block_sums(), stream());
       denominator_ = mean.denominator;
       params.device_gradient_scale = mean.inverse;

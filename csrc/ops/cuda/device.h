@@ -20,6 +20,14 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_inde
 
 namespace fused_losses::cuda {
 
+// Logits without a batch axis whose target is ignored have a mean of 0 on a GPU, by torch, and of NaN on a CPU: see
+// nll_loss_forward_reduce_cuda_kernel_1d in ATen and the discussion in pytorch/pytorch#64572.
+#if defined(FUSED_LOSSES_EMULATED)
+inline bool is_zero_if_ignored(const Tensor&) { return false; }
+#else
+inline bool is_zero_if_ignored(const Tensor& input) { return input.dim() == 1; }
+#endif
+
 // The tensor's device is the current one as long as this lives.
 class DeviceScope {
  public:

@@ -18,9 +18,11 @@ Tensor loss(const Tensor& input, const Tensor& target, const std::optional<Tenso
   Scratch scratch(input);
   const double* denominator = nullptr;
   if (kind == Reduction::Mean) {
-    weigh_targets(problem.params.target, problem.params.num_positions, problem.params.dtype, scratch.mean(),
-                  scratch.block_sums(), scope.stream());
-    denominator = scratch.mean().denominator;
+    MeanOfTargets mean = scratch.mean();
+    mean.is_zero_if_ignored = is_zero_if_ignored(input);
+    weigh_targets(problem.params.target, problem.params.num_positions, problem.params.dtype, mean, scratch.block_sums(),
+                  scope.stream());
+    denominator = mean.denominator;
   }
   problem.params.block_losses = scratch.block_sums();
   const int64_t count = nll_loss(problem.params, scope.stream());

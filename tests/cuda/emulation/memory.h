@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "shared_memory.h"
 #include "synchronization.h"
 
 namespace fused_losses::emulation {
@@ -31,15 +32,23 @@ void check_alignment(const T* address, std::source_location where) {
   if (reinterpret_cast<uintptr_t>(address) % alignof(T) != 0) fail(Call::Misuse, "misaligned address", where);
 }
 
+// Cache hints make the access one to global memory (PTX ISA, ld and st: .cs and .cg are of .global), which a GPU
+// refuses elsewhere.
+inline void check_global(const void* address, std::source_location where) {
+  if (SharedMemory::holds(address)) fail(Call::Misuse, "a cache hint for shared memory", where);
+}
+
 template <class T>
 T load(const T* address, std::source_location where) {
   check_alignment(address, where);
+  check_global(address, where);
   return *address;
 }
 
 template <class T>
 void store(T* address, const T& value, std::source_location where) {
   check_alignment(address, where);
+  check_global(address, where);
   *address = value;
 }
 

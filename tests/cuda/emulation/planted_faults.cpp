@@ -175,9 +175,17 @@ __global__ void uninitialized_shared(float* output) {
 // The hint makes it a call, which refuses by itself.
 template <bool kCorrect>
 __global__ void misaligned_load(float* output) {
-  float* const values = emulation::shared_array<float>(4 * kThreads + 1);
-  const uint4 words = __ldcs(reinterpret_cast<const uint4*>(values + 4 * threadIdx.x + (kCorrect ? 0 : 1)));
-  __stcs(output + element(), static_cast<float>(threadIdx.x) + (words.x == 0));
+  alignas(16) static const float values[8] = {};
+  const uint4 words = __ldcs(reinterpret_cast<const uint4*>(values + (kCorrect ? 0 : 1)));
+  __stcs(output + element(), static_cast<float>(threadIdx.x) + (words.x != 0));
+}
+
+// A GPU refuses it too, but only when it runs.
+template <bool kCorrect>
+__global__ void cache_hint_for_shared_memory(float* output) {
+  float* const values = emulation::shared_array<float>(kThreads);
+  values[threadIdx.x] = threadIdx.x;
+  output[element()] = kCorrect ? values[threadIdx.x] : __ldcs(values + threadIdx.x);
 }
 
 // Without one it is left to UndefinedBehaviorSanitizer.
@@ -221,7 +229,7 @@ const std::map<std::string, Case> kCases = {
     CASE(shared_overrun, own_number),        CASE(shared_size, own_number),
     CASE(shared_limit, own_number),          CASE(uninitialized_shared, own_number),
     CASE(misaligned_load, own_number),       CASE(misaligned_access, own_number),
-    CASE(device_assert, own_number),
+    CASE(device_assert, own_number),         CASE(cache_hint_for_shared_memory, own_number),
 };
 
 std::string outcome(void (*kernel)(float*), const Case& test) {

@@ -18,11 +18,24 @@ constexpr size_t kMaxDynamicSharedBytes = 96 * 1024;
 
 class SharedMemory {
  public:
+  // Whether an address lies in an array of a block that this thread of the host runs. ThreadSanitizer would take the
+  // list for memory of the kernel's.
+  [[gnu::no_sanitize("thread")]] static bool holds(const void* address) {
+    const auto* const byte = static_cast<const unsigned char*>(address);
+    for (size_t i = 0; i < num_ranges_; ++i) {
+      if (byte >= ranges_[i].begin && byte < ranges_[i].end) return true;
+    }
+    return false;
+  }
+
   SharedMemory() = default;
   SharedMemory(const SharedMemory&) = delete;
   SharedMemory& operator=(const SharedMemory&) = delete;
   ~SharedMemory() {
     for (const Array& array : arrays_) {
+      Range* const last = ranges_ + num_ranges_;
+      num_ranges_ = static_cast<size_t>(
+          std::remove_if(ranges_, last, [&](const Range& range) { return range.begin == array.data(); }) - ranges_);
       unpoison(array.memory, array.allocated());
       ::operator delete(array.memory, std::align_val_t{kGuardBytes});
     }
@@ -66,6 +79,14 @@ class SharedMemory {
     size_t allocated() const { return bytes + 2 * kGuardBytes; }
   };
 
+  struct Range {
+    const unsigned char* begin;
+    const unsigned char* end;
+  };
+  static constexpr size_t kMaxRanges = 64;  // those of more arrays are not looked for
+  static inline thread_local Range ranges_[kMaxRanges];
+  static inline thread_local size_t num_ranges_ = 0;
+
   static std::string describe(const Array& array) {
     if (array.call == Call::DynamicSharedArray) return kCallNames[static_cast<int>(array.call)];
     return "the shared array of " + emulation::describe(array.where);
@@ -85,6 +106,7 @@ class SharedMemory {
     std::memset(array.data(), 0xff, array.bytes);  // NaN in every floating-point format
     poison(array.memory, kGuardBytes);
     poison(array.data() + array.bytes, kGuardBytes);
+    if (num_ranges_ < kMaxRanges) ranges_[num_ranges_++] = {array.data(), array.data() + array.bytes};
     return arrays_.emplace_back(array);
   }
 

@@ -34,29 +34,31 @@ class CrossEntropyCases {
     CrossEntropyCheck(test).run();
   }
 
-  // The longest row that never touches more than so many packets: it does where it begins before a boundary.
-  int64_t longest(int64_t packets) const { return (packets - 1) * packet_ + 1; }
+  // The longest row in which never more than so many packets lie.
+  int64_t longest(int64_t packets) const { return (packets + 1) * packet_ - 1; }
 
   // Two blocks go round again, and the last round is short: see SMALL_GRID in sanitized_kernels.py.
   int64_t rows_for(int64_t classes) const {
-    if (classes <= longest(2)) return 129;
-    if (classes <= longest(8)) return 65;
-    if (classes <= longest(16)) return 17;
-    return classes <= longest(128) ? 9 : 3;
+    if (classes <= 32) return 257;
+    if (classes <= longest(16)) return 129;
+    if (classes <= longest(32)) return 65;
+    if (classes <= longest(64)) return 33;
+    if (classes <= longest(128)) return 17;
+    return classes <= longest(256) ? 9 : 3;
   }
 
   void few_classes() const {
-    for (const int64_t classes : {1, 2, 3, 5, 10, 33}) {
+    for (const int64_t classes : {1, 2, 3, 5, 10, 17, 25, 32, 33}) {
       for (int kind = 0; kind < kNumKinds; ++kind) run({dtype_, rows_for(classes), classes}, kind);
     }
     for (const int kind : {1, 3, 5}) run({dtype_, 9, 129}, kind);
     for (const int kind : {0, 2, 4}) run({dtype_, 3, 600}, kind);
   }
 
-  // The register kernels' geometries end at these numbers of packets, the sweep's at 8 and 256. 6144 packets are what
-  // shared memory keeps of a row: see kMaxDynamicSharedBytes.
+  // The register kernels' geometries end at these numbers of packets, the sweep's at 8, 256, and where three rows and
+  // two find room in shared memory, 6144 packets here, which is then too small for one: see kMaxDynamicSharedBytes.
   void ends_of_geometries() const {
-    for (const int64_t packets : {2, 4, 8, 16, 32, 128, 512, 2048, 4096, 6144}) {
+    for (const int64_t packets : {2, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3072, 6144}) {
       CrossEntropyCase last{dtype_, rows_for(longest(packets)), longest(packets)};
       last.logits_past_alignment = last.gradient_past_alignment = packet_ - 1;
       run(last, packets % 3 == 1 ? 0 : 1);
@@ -64,7 +66,7 @@ class CrossEntropyCases {
       next.logits_past_alignment = packet_ - 1;
       run(next, packets % 3 == 1 ? 1 : 0);
     }
-    for (const int64_t packets : {8, 256, 600, 6144}) {
+    for (const int64_t packets : {8, 256, 600, 3072}) {
       CrossEntropyCase last{dtype_, rows_for(longest(packets)), longest(packets)};
       last.logits_past_alignment = packet_ - 1;
       run(last, 3);
@@ -104,27 +106,36 @@ class CrossEntropyCases {
         for (int kind = classes % 2; kind < kNumKinds; kind += 2) run(test, kind);
       }
     }
-    CrossEntropyCase padded{dtype_, 3, 5, packet_ + 1, false};  // packets with a tail
+    // More classes than a thread has in registers, in chunks of 8 bytes.
+    for (const int64_t inner : {8, 7}) {
+      run({dtype_, 2, 33, inner, false}, 0);
+      run({dtype_, 2, 41, inner, false}, 1);
+    }
+    CrossEntropyCase padded{dtype_, 3, 37, packet_ + 1, false};  // chunks with a tail
     padded.logits_gap = padded.gradient_gap = packet_ - 1;
     run(padded, 1);
     run(padded, 5);
     padded.gradient_gap = 0;  // and none, as the gradient has no room for them
     run(padded, 2);
-    CrossEntropyCase shifted{dtype_, 3, 2, 8, false};  // only the first of three is aligned
+    CrossEntropyCase shifted{dtype_, 3, 34, 8, false};  // only the first of three is aligned
     shifted.outer_gap = 1;
     run(shifted, 0);
     run(shifted, 4);
     for (int64_t past = 1; past < 8; ++past) {
-      CrossEntropyCase misaligned{dtype_, 1, 3, 16, false};
+      CrossEntropyCase misaligned{dtype_, 1, 35, 16, false};
       misaligned.logits_past_alignment = past;
       run(misaligned, 0);
       std::swap(misaligned.logits_past_alignment, misaligned.gradient_past_alignment);
       run(misaligned, 3);
     }
-    run({dtype_, 1, 3, 260 * packet_, false}, 0);  // round again, in packets
-    CrossEntropyCase single{dtype_, 1, 3, 259, false};
+    // Round again: in chunks, by single positions, and with all classes in registers.
+    run({dtype_, 1, 33, 260 * packet_ / 2, false}, 0);
+    CrossEntropyCase single{dtype_, 1, 33, 259, false};
     single.logits_gap = 2;
     run(single, 4);
+    run(single, 0);
+    single.classes = 3;
+    run(single, 0);
   }
 
   DType dtype_;
