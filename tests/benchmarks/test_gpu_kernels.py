@@ -1,0 +1,32 @@
+"""The kernels' benchmark on a GPU: its table, and that the documentation has it."""
+
+import json
+from pathlib import Path
+
+from benchmarks.gpu_kernels import cases, main, markdown
+
+ROOT = Path(__file__).parents[2]
+RESULTS = [ROOT / "benchmarks" / "results" / f"h200-{name}.json" for name in ("kernels", "kernels-long-rows")]
+
+
+def test_of_two_runs_the_last_one_counts(tmp_path):
+    files = []
+    for number, fused in enumerate((100.0, 300.0)):
+        rows = [
+            {"case": "a", "pass": which, "fused": fused, "copy": 600.0, **({"torch": 50.0} if number == 0 else {})}
+            for which in ("forward", "forward_backward")
+        ]
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps({"GB/s": rows}))
+    assert markdown(files).splitlines()[2:] == ["| `a` | 300 | 50% | 6.0x | - | 300 | 50% | 6.0x | - |"]
+
+
+def test_the_documentation_has_the_table_of_the_results(capsys):
+    main(["--markdown", *map(str, RESULTS)])
+    assert capsys.readouterr().out in (ROOT / "docs" / "cuda.md").read_text()
+
+
+def test_the_results_are_of_cases_that_there_are():
+    names = {case.name for case in cases()}
+    for path in RESULTS:
+        assert {row["case"] for row in json.loads(path.read_text())["GB/s"]} <= names
