@@ -153,7 +153,7 @@ int64_t launch_few_classes(const CrossEntropyParams& params, Stream stream) {
 }
 
 template <class T, bool kRows>
-int64_t launch_few_classes(const CrossEntropyParams& params, Stream stream) {
+int64_t launch_by_num_classes(const CrossEntropyParams& params, Stream stream) {
   if (params.num_classes <= 4) return launch_few_classes<T, 4, kRows>(params, stream);
   if (params.num_classes <= 8) return launch_few_classes<T, 8, kRows>(params, stream);
   if (params.num_classes <= 16) return launch_few_classes<T, 16, kRows>(params, stream);
@@ -169,7 +169,7 @@ inline bool is_one_piece(const CrossEntropyParams& params, const ClassLayout& la
   return layout.class_stride == 1 && within && between;
 }
 
-// The number of classes alone decides, so that a row has the same bits alone, in a batch and in an image. Rows of 64
+// The number of classes alone decides, so that a row has the same bits alone and in a batch. Rows of 64
 // bytes and more that are whole packets would meet in the same banks of shared memory, and can be read as they are.
 template <class T>
 bool are_few_classes(int64_t num_classes) {
@@ -181,7 +181,7 @@ template <class T>
 int64_t cross_entropy_few_classes(const CrossEntropyParams& params, Stream stream) {
   const bool staged = is_one_piece(params, params.logits_layout) &&
                       (params.gradient == nullptr || is_one_piece(params, params.gradient_layout));
-  return staged ? launch_few_classes<T, true>(params, stream) : launch_few_classes<T, false>(params, stream);
+  return staged ? launch_by_num_classes<T, true>(params, stream) : launch_by_num_classes<T, false>(params, stream);
 }
 
 }  // namespace
