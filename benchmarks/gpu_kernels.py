@@ -4,7 +4,7 @@
     python -m benchmarks.gpu_kernels --markdown benchmarks/results/h200-kernels*.json
 
 Only the GPU's time counts: it is kept busy until the host has launched a sample's calls. The logits are several times
-as large as its cache. "torch" is eager; liger-kernel runs beside where it is installed and the case is one of its own.
+as large as its cache. "torch" is eager; the other fused losses of `peers.py` run beside where they are installed.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from benchmarks.cuda_device import why_unusable
 from benchmarks.floor import bytes_moved
 from benchmarks.inputs import Inputs, build
 from benchmarks.machine import describe
+from benchmarks.peers import PEERS
 
 CLASSES = (
     *(2, 3, 10, 21, 64, 100, 128, 255, 256, 512, 1000, 1024, 2048, 4096, 8192, 16384, 32000, 32768),
     *(50257, 65536, 128256, 151936, 256000),
 )
 LOGITS_BYTES = 2**29
-MIN_CLASSES_OF_LIGER = 1000  # a program a row: with fewer it takes seconds
+MIN_CLASSES_OF_PEERS = 1000  # liger-kernel has a program a row: with fewer it takes seconds
 CALLS, SAMPLES = 4, 5
 SLEEP_CYCLES = 4_000_000  # about two milliseconds
 
@@ -81,19 +83,16 @@ def contenders(case: Case) -> dict[str, Callable[..., Tensor]]:
         "fused": getattr(fused_losses.functional, case.loss),
         "torch": getattr(torch.nn.functional, case.loss),
     }
-    is_of_liger = case.loss == "cross_entropy" and len(case.shape) == 2 and not case.probability_target
-    if is_of_liger and case.shape[1] >= MIN_CLASSES_OF_LIGER:
-        try:
-            from liger_kernel.transformers.functional import liger_cross_entropy
-
-            functions["liger"] = liger_cross_entropy
-        except ImportError:
-            pass
+    for peer in PEERS:
+        if peer.lacking(case) or case.shape[1] < MIN_CLASSES_OF_PEERS:
+            continue
+        with suppress(ImportError):
+            functions[peer.name] = peer.load()
     return functions
 
 
 def step(loss_of: Callable[..., Tensor], inputs: Inputs) -> None:
-    # `.backward()` would keep the gradient. liger-kernel's takes the logits' place, which changes no time.
+    # `.backward()` would keep the gradient. liger-kernel's gradient takes the logits' place, which changes no time.
     torch.autograd.grad(loss_of(inputs.logits, inputs.target, **inputs.options), inputs.logits)
 
 
@@ -132,7 +131,7 @@ def markdown(files: list[Path]) -> str:
         for which in ("forward", "forward_backward"):
             row = passes[which]
             fused = row["fused"]
-            ratios = [f"{fused / row[name]:.1f}x" if name in row else "-" for name in ("torch", "liger")]
+            ratios = [f"{fused / row[name]:.1f}x" if name in row else "-" for name in ("torch", "liger-kernel")]
             cells += [f"{fused:.0f}", f"{fused / row['copy']:.0%}", *ratios]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -42,7 +42,7 @@ class Peer:
     overwrites_logits: bool = False
 
     def contender(self, case: Case, rotation: Sequence[Inputs]) -> Contender:
-        if lacking := self._lacking(case):
+        if lacking := self.lacking(case):
             raise PeerAbsentError(f"not comparable: {lacking}")
         try:
             function = self.load()
@@ -51,7 +51,8 @@ class Peer:
         make = overwriting_contender if self.overwrites_logits else preserving_contender
         return make(self.name, function, rotation)
 
-    def _lacking(self, case: Case) -> str | None:
+    def lacking(self, case: Case) -> str | None:
+        """What of the case it does not know, None if it knows it all."""
         if case.loss != "cross_entropy" or len(case.shape) != 2 or case.probability_target:
             return "it has a cross-entropy of (N, C) logits and class indices only"
         if case.class_weight and not self.class_weight:

@@ -41,14 +41,15 @@ def collect(toolchain: Toolchain, units: Sequence[CompiledUnit]) -> list[Evidenc
 
 def complaints(evidence: Sequence[Evidence]) -> list[str]:
     """What must not be: spilled registers, arrays in local memory, packets that are not moved 16 bytes at a time."""
-    spills = [f"{it} spills {it.resources.spill_bytes} bytes" for it in evidence if it.resources.spill_bytes]
+    found = [f"{it} spills {it.resources.spill_bytes} bytes" for it in evidence if it.resources.spill_bytes]
     # An array with an index that the compiler does not know is no spill, and as slow.
-    spills += [
+    found += [
         f"{it} has {it.resources.stack_bytes} bytes in local memory"
         for it in evidence
         if it.resources.stack_bytes and not it.resources.spill_bytes
     ]
-    return spills + [f"{it} lacks 16-byte accesses: {it.accesses}" for it in evidence if it.lacks_wide_accesses]
+    found += [f"{it} lacks 16-byte accesses: {it.accesses}" for it in evidence if it.lacks_wide_accesses]
+    return found
 
 
 def capability(architecture: int) -> str:

@@ -110,9 +110,7 @@ __global__ void __launch_bounds__(kFewBlockThreads,
       }
       statistics.template add_target<T>(target.target_class, target_logit);
       set_common_mass(params, statistics);
-      const A loss = row_loss(statistics, target, target_logit, uniform.exists);
-      block_loss += static_cast<double>(loss);
-      write_row(params, position, statistics, loss);
+      block_loss += write_row(params, position, statistics, target, target_logit, uniform.exists);
 
       if (wants_gradient) {
         const RowGradient<T> gradient(statistics, target, scale, uniform.exists);
@@ -169,8 +167,8 @@ inline bool is_one_piece(const CrossEntropyParams& params, const ClassLayout& la
   return layout.class_stride == 1 && within && between;
 }
 
-// The number of classes alone decides, so that a row has the same bits alone and in a batch. Rows of 64
-// bytes and more that are whole packets would meet in the same banks of shared memory, and can be read as they are.
+// The number of classes alone decides, so that a row has the same bits alone and in a batch. Rows of 64 bytes and more
+// that are whole packets would meet in the same banks of shared memory, and can be read as they are.
 template <class T>
 bool are_few_classes(int64_t num_classes) {
   const int64_t row_bytes = num_classes * static_cast<int64_t>(sizeof(T));

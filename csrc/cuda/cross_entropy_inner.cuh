@@ -114,8 +114,8 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
           for (int i = 0; i < kClassesInFlight<kDense>; ++i) max = max_of(max, x[i].values[k]);
           lost[k] *= statistics[k].raise(max);
           const A shift = finite_shift(max);
-          const int target_element =
-              static_cast<int>(targets[k].target_class) - first;  // not summed: see Note [Confident rows]
+          // Not summed: see Note [Confident rows].
+          const int target_element = static_cast<int>(targets[k].target_class) - first;
           A sum = kCompensates ? -lost[k] : statistics[k].sum;
 #pragma unroll
           for (int i = 0; i < kClassesInFlight<kDense>; ++i) {
@@ -145,9 +145,7 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
           target_logit = to_accumulation(logits[k + targets[k].target_class * logits_stride]);
         }
         statistics[k].template add_target<T>(targets[k].target_class, target_logit);
-        const A loss = row_loss(statistics[k], targets[k], target_logit, kDense);
-        block_loss += static_cast<double>(loss);
-        write_row(params, position + k, statistics[k], loss);
+        block_loss += write_row(params, position + k, statistics[k], targets[k], target_logit, kDense);
       }
       if (params.mode == CrossEntropyMode::Loss) continue;
     }

@@ -175,11 +175,7 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
     statistics.template add_target<T>(target.target_class, target_logit);
     set_common_mass(params, statistics);
 
-    if (thread == 0) {
-      const A loss = row_loss(statistics, target, target_logit, uniform.exists);
-      block_loss += static_cast<double>(loss);
-      write_row(params, position, statistics, loss);
-    }
+    if (thread == 0) block_loss += write_row(params, position, statistics, target, target_logit, uniform.exists);
     if (params.mode == CrossEntropyMode::Loss) return;
     const RowGradient<T> gradient(statistics, target, scale, uniform.exists);
     const A scaled_mass = uniform.spread * gradient.scale;

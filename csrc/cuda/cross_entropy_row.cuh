@@ -244,15 +244,19 @@ __device__ __forceinline__ A row_loss(const RowStatistics<A>& statistics, const 
   return loss;
 }
 
+// Writes what is asked for of a row. Its loss.
 template <class A>
-__device__ __forceinline__ void write_row(const CrossEntropyParams& params, int64_t position,
-                                          const RowStatistics<A>& statistics, A loss) {
+__device__ __forceinline__ double write_row(const CrossEntropyParams& params, int64_t position,
+                                            const RowStatistics<A>& statistics, const RowTarget<A>& target,
+                                            A target_logit, bool dense) {
+  const A loss = row_loss(statistics, target, target_logit, dense);
   if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = loss;
-  if (params.row_max == nullptr) return;
+  if (params.row_max == nullptr) return static_cast<double>(loss);
   static_cast<A*>(params.row_max)[position] = statistics.max;
   static_cast<A*>(params.row_sum)[position] = statistics.sum;
   if (params.row_others != nullptr) static_cast<A*>(params.row_others)[position] = statistics.others;
   if (params.row_mass != nullptr) static_cast<A*>(params.row_mass)[position] = statistics.mass;
+  return static_cast<double>(loss);
 }
 
 // The statistics that a forward left.

@@ -170,10 +170,8 @@ class SweptRow {
 
  private:
   static constexpr int kElements = kPacketElements<T>;
-  static constexpr int kInFlight = !kDense ? 3
-                                   : sizeof(T) == 4
-                                       ? 2
-                                       : 1;  // packets of a thread that are asked for before the first is used
+  // Packets of a thread that are asked for before the first is used.
+  static constexpr int kInFlight = !kDense ? 3 : sizeof(T) == 4 ? 2 : 1;
 
   __device__ __forceinline__ DenseMass<T> dense() const { return DenseMass<T>(params_, place_); }
   __device__ __forceinline__ A mass_at(int64_t c) const {
@@ -220,7 +218,7 @@ constexpr int kSweepBlockThreads = kThreads > 128 ? kThreads : 128;
 template <int kThreads>
 constexpr bool kKeepsPackets = kThreads > kWarpThreads;
 
-// See Note [Launch bounds]. With 64 registers 1024 threads are resident, which together ask for 48 or 64 KB at a time.
+// See Note [Launch bounds]. With 64 registers 1024 threads are resident, which together ask for 48 KB at a time.
 template <class T, int kThreads, bool kDense>
 constexpr int sweep_registers() {
   if (kThreads >= 256 && !kDense && sizeof(T) < 8) return 64;
@@ -257,11 +255,7 @@ __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
     statistics.mass = sums[1];
     statistics.mass_times_x = sums[2];
     row.finish(statistics, target.target_class, target_logit);
-    if (thread == 0) {
-      const A loss = row_loss(statistics, target, target_logit, with_mass);
-      block_loss += static_cast<double>(loss);
-      write_row(params, position, statistics, loss);
-    }
+    if (thread == 0) block_loss += write_row(params, position, statistics, target, target_logit, with_mass);
     if (params.mode == CrossEntropyMode::Loss) return;
     const RowGradient<T> gradient(statistics, target, scale, with_mass);
     row.template write_gradient<kThreads>(thread, kept, target.target_class, gradient);
