@@ -22,6 +22,12 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.BCEWithLogitsLoss: "binary_cross_entropy_with_logits",
 }
 
+# What a module keeps for its calls.
+_KEPT = (
+    *("weight", "pos_weight", "ignore_index", "reduction", "label_smoothing", "inplace_gradient"),
+    *("logit_scale", "softcap", "lse_square_scale", "focal_gamma"),
+)
+
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """Which way the call ``function(*args, **kwargs)`` would take here and now, and why. Nothing is computed.
@@ -61,8 +67,7 @@ def _loss_of(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(function, nn.Module):
         for module_type, name in _MODULES.items():
             if isinstance(function, module_type):
-                kept = ("weight", "pos_weight", "ignore_index", "reduction", "label_smoothing", "inplace_gradient")
-                options = {key: getattr(function, key) for key in kept if hasattr(function, key)}
+                options = {key: getattr(function, key) for key in _KEPT if hasattr(function, key)}
                 parameters = inspect.signature(getattr(functional, name)).parameters
                 return name, {key: value for key, value in options.items() if key in parameters}
     for name in NAMES:

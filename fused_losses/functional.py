@@ -18,10 +18,13 @@ from .autograd.binary_cross_entropy import fused_binary_cross_entropy
 from .autograd.binary_cross_entropy_with_logits import fused_binary_cross_entropy_with_logits
 from .autograd.cross_entropy import fused_cross_entropy
 from .autograd.nll_loss import fused_nll_loss
+from .beyond_torch import cross_entropy_beyond_torch
 from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_entropy
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.elementwise import refusal as refusal_of_elementwise
 from .operators.nll_loss import refusal as refusal_of_nll_loss
+from .operators.row_terms import RowTerms, row_terms
+from .operators.row_terms import refusal as refusal_of_terms
 from .route_log import note
 from .routing import (
     HALF_DTYPES,
@@ -51,6 +54,7 @@ _torch_nll_loss = torch_function("nll_loss")
 _torch_binary_cross_entropy = torch_function("binary_cross_entropy")
 _torch_binary_cross_entropy_with_logits = torch_function("binary_cross_entropy_with_logits")
 
+_TERMS = {"logit_scale": 1.0, "softcap": None, "lse_square_scale": 0.0, "focal_gamma": 0.0}
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
@@ -82,6 +86,12 @@ def _autocast_target(target: Tensor) -> Tensor:
 def _against_reduction(reduction: str) -> str | None:
     known = isinstance(reduction, str) and reduction in _REDUCTIONS
     return None if known else "the reduction is none of 'none', 'mean' and 'sum'"
+
+
+def _checked_reduction(reduction: str) -> str:
+    if (reason := _against_reduction(reduction)) is not None:
+        raise ValueError(reason)
+    return reduction
 
 
 def _against_cross_entropy(
@@ -133,6 +143,10 @@ def reason_against_kernel(name: str, **arguments: Any) -> str | None:
     if has_overrides(*tensors):
         return "a subclass or a mode overrides torch's functions"
     arguments["input"] = without_waiting_wrapper(arguments["input"])
+    terms = row_terms(*(arguments.pop(key, default) for key, default in _TERMS.items()))
+    arguments.pop("token_weight", None)
+    if terms != RowTerms() and (reason := refusal_of_terms(arguments["input"])) is not None:
+        return reason
     against: dict[str, Callable[..., str | None]] = {
         "cross_entropy": _against_cross_entropy,
         "nll_loss": _against_nll_loss,
@@ -159,13 +173,25 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     *,
     inplace_gradient: bool = False,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    lse_square_scale: float = 0.0,
+    focal_gamma: float = 0.0,
+    token_weight: Tensor | None = None,
 ) -> Tensor:
     r"""Softmax cross-entropy of logits, as :func:`torch.nn.functional.cross_entropy`.
 
     .. math::
         \ell_n = -\sum_c q_{nc} \log \frac{\exp x_{nc}}{\sum_k \exp x_{nk}}
 
-    with :math:`q_n` the one-hot or given probabilities, smoothed and weighted.
+    with :math:`q_n` the one-hot or given probabilities, smoothed and weighted. Beyond torch, of the logits :math:`l`
+
+    .. math::
+        x_{nc} = s \tanh(a\, l_{nc} / s), \qquad
+        \ell_n = w_n \left( (1 - p_{n t_n})^\gamma\, \ell_n^\text{plain} + z \log^2 \sum_c \exp x_{nc} \right)
+
+    with ``logit_scale`` :math:`a`, ``softcap`` :math:`s` (without: :math:`x = a\, l`), ``focal_gamma`` :math:`\gamma`,
+    ``lse_square_scale`` :math:`z` and ``token_weight`` :math:`w`.
 
     Args:
         input: logits; float32, float64, bfloat16 or float16 on the fused kernels.
@@ -178,10 +204,18 @@ def cross_entropy(
         label_smoothing: in :math:`[0, 1]`.
         inplace_gradient: beyond torch: let the backward write the gradient into the memory of ``input``, which
             therefore must not be a leaf. Who else needs it in the backward gets torch's usual error.
+        logit_scale: beyond torch: a finite number other than 0; the inverse of a temperature.
+        softcap: beyond torch: a positive number, or ``None``.
+        lse_square_scale: beyond torch: the weight of the z-loss, which class weights do not multiply.
+        focal_gamma: beyond torch: the exponent of the focal loss, for class indices without label smoothing.
+        token_weight: beyond torch: a factor of each loss, also a negative one. The mean divides by what it divides by
+            without these weights. Where one is 0, nothing of that position is looked at, unless the weights require
+            a gradient.
 
     Shape:
         - input: :math:`(C)`, :math:`(N, C)` or :math:`(N, C, d_1, \dots, d_K)`.
         - target: indices without the class axis, or probabilities of the input's shape.
+        - token_weight: the input's shape without the class axis.
 
     Returns:
         A scalar, or the losses in the shape of index targets with ``reduction="none"``.
@@ -189,6 +223,7 @@ def cross_entropy(
     Raises:
         IndexError: a class index is neither in :math:`[0, C)` nor ``ignore_index``.
         RuntimeError, ValueError, TypeError: as torch's function.
+        ValueError: an option beyond torch's is out of range.
 
     Example::
 
@@ -198,8 +233,42 @@ def cross_entropy(
         0.4402
         >>> loss.backward()
 
-    Source: `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_ for label smoothing.
+    Source: `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_ for label smoothing, `Gemma 2
+    <https://arxiv.org/abs/2408.00118>`_ for the softcap, `PaLM <https://arxiv.org/abs/2204.02311>`_ for the z-loss,
+    `Focal Loss for Dense Object Detection <https://arxiv.org/abs/1708.02002>`_.
     """
+    is_torchs = softcap is None and logit_scale == 1 and lse_square_scale == 0 and focal_gamma == 0
+    if not (is_torchs and token_weight is None):
+        if has_overrides(input, target, weight, token_weight):
+            return handle_torch_function(  # of ours: torch has none that takes these
+                cross_entropy,
+                (input, target, weight, token_weight),
+                input,
+                target,
+                weight=weight,
+                size_average=size_average,
+                ignore_index=ignore_index,
+                reduce=reduce,
+                reduction=reduction,
+                label_smoothing=label_smoothing,
+                inplace_gradient=inplace_gradient,
+                logit_scale=logit_scale,
+                softcap=softcap,
+                lse_square_scale=lse_square_scale,
+                focal_gamma=focal_gamma,
+                token_weight=token_weight,
+            )
+        return cross_entropy_beyond_torch(
+            input,
+            target,
+            weight,
+            _REDUCTIONS[_checked_reduction(_current_reduction(reduction, size_average, reduce))],
+            ignore_index,
+            label_smoothing,
+            row_terms(logit_scale, softcap, lse_square_scale, focal_gamma),
+            token_weight,
+            inplace_gradient,
+        )
     if has_overrides(input, target, weight):
         return handle_torch_function(
             _torch_cross_entropy,

@@ -5,11 +5,14 @@ They are subclasses of torch's: ``isinstance`` checks, constructors, ``state_dic
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional
+from .operators.row_terms import row_terms
 
 __all__ = ["BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "NLLLoss"]
 
@@ -27,9 +30,15 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     Args:
         inplace_gradient: beyond torch's, by keyword: see :func:`fused_losses.functional.cross_entropy`.
+        logit_scale, softcap, lse_square_scale, focal_gamma: likewise. ``token_weight`` is an argument of the call.
     """
 
-    inplace_gradient = False  # of modules that convert() made
+    # Of modules that convert() made.
+    inplace_gradient = False
+    logit_scale = 1.0
+    softcap = cast("float | None", None)  # TorchScript reads no annotation here
+    lse_square_scale = 0.0
+    focal_gamma = 0.0
 
     def __init__(
         self,
@@ -41,12 +50,24 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         label_smoothing: float = 0.0,
         *,
         inplace_gradient: bool = False,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        lse_square_scale: float = 0.0,
+        focal_gamma: float = 0.0,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        row_terms(logit_scale, softcap, lse_square_scale, focal_gamma)  # raises what the call would
         self.inplace_gradient = inplace_gradient
+        self.logit_scale = float(logit_scale)
+        self.softcap = softcap
+        self.lse_square_scale = float(lse_square_scale)
+        self.focal_gamma = float(focal_gamma)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, token_weight: Tensor | None = None) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            scales = self.logit_scale != 1.0 or self.softcap is not None
+            if scales or self.lse_square_scale != 0.0 or self.focal_gamma != 0.0 or token_weight is not None:
+                raise RuntimeError("TorchScript has torch's cross-entropy alone, without options beyond torch's")
             return F.cross_entropy(
                 input,
                 target,
@@ -64,6 +85,11 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
                 reduction=self.reduction,
                 label_smoothing=self.label_smoothing,
                 inplace_gradient=self.inplace_gradient,
+                logit_scale=self.logit_scale,
+                softcap=self.softcap,
+                lse_square_scale=self.lse_square_scale,
+                focal_gamma=self.focal_gamma,
+                token_weight=token_weight,
             )
 
 

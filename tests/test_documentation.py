@@ -49,10 +49,14 @@ def test_the_page_about_tokens_shows_what_torchs_operators_compute() -> None:
     entropy = torch.distributions.Categorical(logits=log_p).entropy()
     losses += [names["grpo_loss"](ours, tokens, old, advantage), -(gain + 0.01 * entropy).mean()]
 
-    (losses[0] + losses[2]).backward()
-    (losses[1] + losses[3]).backward()
-    torch.testing.assert_close(losses[0], losses[1])
-    torch.testing.assert_close(losses[2], losses[3])
+    losses += [names["same_z_loss"](ours, labels), losses[1]]
+    mask = (torch.arange(7) < 5).expand(3, 7)
+    log_prob = torchs.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    losses += [names["policy_gradient"](ours, tokens, advantage, mask), -(log_prob * advantage * mask).mean()]
+
+    sum(losses[::2]).backward()
+    sum(losses[1::2]).backward()
+    torch.testing.assert_close(losses[::2], losses[1::2])
     torch.testing.assert_close(ours.grad, torchs.grad)
 
 

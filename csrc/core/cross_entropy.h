@@ -17,6 +17,17 @@
 // is a statistic of its own:
 //   log S = log1p S' where x_t = m, and p_t - 1 = -S' / S always.
 // Where x_t < m, another class adds 1 to S', and the difference has it as exactly as a sum would.
+//
+// Note [Terms of a row]
+// The x above are the logits l times logit_scale, or softcap * tanh(logit_scale * l / softcap). A row may have two more
+// terms, of its log-sum-exp L = m + log S (the z-loss) and of the probability p_t of its target (the focal loss, which
+// has neither smoothing nor probability targets):
+//   loss   = y (1 - p_t)^focal_gamma * -log p_t + Q log S - sum_c q_c (x_c - m) + lse_square_scale * L^2
+//   d/dx_c = (Q + y' + e) p_c - q_c - y' [c = t],  e = 2 lse_square_scale L,
+//   y'     = y (1 - p_t)^focal_gamma (1 + focal_gamma * p_t * -log p_t / (1 - p_t))
+// with 1 - p_t = S' / S; where that is 0, the fraction behind p_t is 1. A backward finds all of it in the statistics.
+// Source: the derivatives of the definitions; Chowdhery et al., PaLM (arXiv:2204.02311), section 5, for the z-loss; Lin
+// et al., Focal Loss for Dense Object Detection (arXiv:1708.02002), section 3.
 #pragma once
 
 #include <cstdint>
@@ -58,6 +69,11 @@ struct CrossEntropyParams {
   double label_smoothing;
   double class_weight_sum;  // of all classes; num_classes without weights
 
+  // See Note [Terms of a row].
+  double logit_scale = 1;  // positive
+  double lse_square_scale = 0;
+  double focal_gamma = 0;
+
   double gradient_scale;            // 1 / denominator with a mean, else 1
   double expected_grad_output = 1;  // LossAndGradient: what the gradient is multiplied by; 1 where grad_output is given
   const void* grad_output;  // Backward: accumulation type; [num_positions] with stride 1, or one value with stride 0
@@ -84,7 +100,8 @@ namespace {
 // backward forms, so that its bits are those of a gradient that the forward made.
 template <class A>
 FUSED_LOSSES_HOST_DEVICE inline A common_scale(const CrossEntropyParams& params) {
-  return static_cast<A>(params.gradient_scale) * static_cast<A>(params.expected_grad_output);
+  return static_cast<A>(params.gradient_scale) * static_cast<A>(params.expected_grad_output) *
+         static_cast<A>(params.logit_scale);
 }
 
 }  // namespace

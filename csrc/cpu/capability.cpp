@@ -15,7 +15,8 @@ namespace {
     .cross_entropy_inner_tiles = capability::cross_entropy_inner_tiles, .nll_loss = capability::nll_loss, \
     .binary_cross_entropy = capability::binary_cross_entropy,                                             \
     .binary_cross_entropy_with_logits = capability::binary_cross_entropy_with_logits,                     \
-    .token_statistics = capability::token_statistics, .scan_targets = capability::scan_targets,           \
+    .token_statistics = capability::token_statistics, .logit_units = capability::logit_units,             \
+    .logit_gradient = capability::logit_gradient, .scan_targets = capability::scan_targets,               \
     .elementary_function = capability::elementary_function                                                \
   }
 

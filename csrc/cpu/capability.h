@@ -17,6 +17,8 @@ struct Kernels {
   BinaryCrossEntropyKernel* binary_cross_entropy;
   BinaryCrossEntropyKernel* binary_cross_entropy_with_logits;
   TokenStatisticsKernel* token_statistics;
+  LogitUnitsKernel* logit_units;
+  LogitGradientKernel* logit_gradient;
   ScanTargetsKernel* scan_targets;
   ElementaryFunctionKernel* elementary_function;
 };

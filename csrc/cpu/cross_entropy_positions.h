@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/compensated_sum.h"
+#include "cross_entropy_row_terms.h"
 #include "cross_entropy_target.h"
 #include "vec_math.h"
 
@@ -56,7 +57,8 @@ class Positions {
  protected:
   using A = Accumulation<T>;
 
-  explicit Positions(const CrossEntropyParams& params) : params_(params), mass_(params) {}
+  explicit Positions(const CrossEntropyParams& params)
+      : params_(params), logit_scale_(static_cast<A>(params.logit_scale)), mass_(params) {}
 
   void start(Tile tile) {
     tile_ = tile;
@@ -75,10 +77,10 @@ class Positions {
       const Vec<A> sum = others + target_exponential;
       store(state_.sum + v, sum);
       const Vec<A> log_sum = log_of_sum<A>(sum, target_exponential, others);
-      const Vec<A> shift = finite_shifts<A>(load(state_.max + v));
       Vec<A> loss{};
-      if (by_index) loss = point_loss(load(state_.point_mass + v), log_sum, load(state_.target_logit + v) - shift);
+      if (by_index) loss = point_loss(load(state_.point_mass + v), log_sum, shifted_targets(v));
       if constexpr (Mass::kDense) loss += dense_loss(load(state_.mass + v), log_sum, load(state_.mass_times_x + v));
+      if (has_terms_) loss = row_terms(v).loss(loss);
       if (by_index) loss = select(load_integers<A>(state_.target_class + v) < 0, Vec<A>{}, loss);
       store(losses + v, loss);
     }
@@ -99,13 +101,44 @@ class Positions {
     std::memcpy(static_cast<A*>(memory) + tile_.first, values, static_cast<size_t>(tile_.count) * sizeof(A));
   }
 
+  IntVec<A> has_target(int v) const { return load_integers<A>(state_.target_class + v) >= 0; }
+
+  Vec<A> target_exponentials(int v) const { return select(has_target(v), exp<A>(shifted_targets(v)), Vec<A>{}); }
+
+  // Turns the masses into those that the gradient has: y becomes y', Q becomes Q + e. The target logits must be known,
+  // in a backward too.
+  void add_row_terms() {
+    if (!has_terms_) return;
+    for (int v = 0; v < end_; v += kLanes<A>) {
+      store(state_.target_exponential + v, target_exponentials(v));
+      const RowTerms<A> terms = row_terms(v);
+      const IntVec<A> used = params_.target_kind == TargetKind::Probability ? IntVec<A>{} - 1 : has_target(v);
+      store(state_.point_mass + v, select(used, terms.point_mass(load(state_.point_mass + v)), Vec<A>{}));
+      store(state_.mass + v, select(used, load(state_.mass + v) + terms.mass(), Vec<A>{}));
+    }
+  }
+
   const CrossEntropyParams& params_;
+  const bool has_terms_ = has_row_terms(params_);
+  const A logit_scale_;
   Mass mass_;
   Tile tile_{};
   int end_ = 0;  // of the registers that hold positions
   TileState<A> state_;
 
  private:
+  Vec<A> shifted_targets(int v) const {
+    return shifted_logit(load(state_.target_logit + v), finite_shifts<A>(load(state_.max + v)), logit_scale_);
+  }
+
+  RowTerms<A> row_terms(int v) const {
+    const Vec<A> sum = load(state_.sum + v);
+    const Vec<A> others = Mass::kReadsProbability ? sum : load(state_.others + v);
+    const Vec<A> target_exponential = Mass::kReadsProbability ? Vec<A>{} : load(state_.target_exponential + v);
+    return RowTerms<A>(params_,
+                       {finite_shifts<A>(load(state_.max + v)), sum, others, target_exponential, shifted_targets(v)});
+  }
+
   void load_targets() {
     const A scale = common_scale<A>(params_);
     if (params_.target_kind == TargetKind::Probability) {

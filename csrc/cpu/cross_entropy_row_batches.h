@@ -32,6 +32,7 @@ inline bool takes_batches(const CrossEntropyParams& params) {
 template <class T, class Mass>
 class RowBatch : private Positions<T, Mass> {
   using Base = Positions<T, Mass>;
+  using Base::logit_scale_;
   using Base::mass_;
   using Base::params_;
   using Base::state_;
@@ -48,7 +49,8 @@ class RowBatch : private Positions<T, Mass> {
     Base::start(tile);
     start_rows();
     if (params_.mode == CrossEntropyMode::Backward) {
-      store(state_.target_exponential, target_exponentials());
+      store(state_.target_exponential, Base::target_exponentials(0));
+      Base::add_row_terms();
       write_gradients<false>();
       return 0;
     }
@@ -60,7 +62,9 @@ class RowBatch : private Positions<T, Mass> {
       sum_rows<false>();
     }
     const double loss = Base::finish_losses();
-    if (wants_gradient) write_gradients<true>();
+    if (!wants_gradient) return loss;
+    Base::add_row_terms();
+    write_gradients<true>();
     return loss;
   }
 
@@ -99,13 +103,6 @@ class RowBatch : private Positions<T, Mass> {
     return fold<A>(lanes, [](Vec<A> a, Vec<A> b) { return max_of(a, b); });
   }
 
-  IntVec<A> has_target() const { return load_integers<A>(state_.target_class) >= 0; }
-
-  Vec<A> target_exponentials() const {
-    const Vec<A> shift = finite_shifts<A>(load(state_.max));
-    return select(has_target(), exp<A>(load(state_.target_logit) - shift), Vec<A>{});
-  }
-
   template <bool kStash>
   void sum_rows() {
     const auto add = [](Vec<A> a, Vec<A> b) { return a + b; };
@@ -115,15 +112,15 @@ class RowBatch : private Positions<T, Mass> {
     for (int r = 0; r < kRows; ++r) {
       if (!used_[r]) continue;
       mass_.start_row(params_, tile_.first + r);
-      const LaneStatistics<A> lanes =
-          lane_sums_beside<kStash>(state_.target_class[r], state_.target_logit[r], logits_[r], 0, params_.num_classes,
-                                   mass_, kStash ? stash(r) : nullptr, state_.max[r], kRows * params_.num_classes);
+      const LaneStatistics<A> lanes = lane_sums_beside<kStash>(
+          state_.target_class[r], state_.target_logit[r], logits_[r], 0, params_.num_classes, mass_,
+          kStash ? stash(r) : nullptr, state_.max[r], logit_scale_, kRows * params_.num_classes);
       sum[r] = lanes.sum;
       if constexpr (Mass::kReadsProbability) mass[r] = lanes.mass;
       if constexpr (Mass::kDense) mass_times_x[r] = lanes.mass_times_x;
     }
-    const Vec<A> target_exponential = target_exponentials();
-    const IntVec<A> is_hole = has_target() & (load(state_.target_logit) == load(state_.max));
+    const Vec<A> target_exponential = Base::target_exponentials(0);
+    const IntVec<A> is_hole = Base::has_target(0) & (load(state_.target_logit) == load(state_.max));
     const Vec<A> summed = fold<A>(sum, add);
     store(state_.target_exponential, target_exponential);
     store(state_.others, select(is_hole, summed, summed - target_exponential));
@@ -133,7 +130,7 @@ class RowBatch : private Positions<T, Mass> {
 
   template <bool kStash>
   void write_gradients() {
-    const Vec<A> mass = Mass::kDense ? load(state_.mass) : Vec<A>{};
+    const Vec<A> mass = load(state_.mass);
     const Vec<A> point = load(state_.point_mass);
     const Vec<A> inverse_sum = A(1) / load(state_.sum);
     alignas(64) A factor[kRows];
@@ -153,13 +150,12 @@ class RowBatch : private Positions<T, Mass> {
         gradient_from_stash<false>(stash(r), gradients_[r], 0, params_.num_classes, mass_, factor[r], scale);
       } else {
         gradient_from_logits(logits_[r], gradients_[r], 0, params_.num_classes, mass_, finite_shift(state_.max[r]),
-                             factor[r], scale);
+                             logit_scale_, factor[r], scale);
       }
       const int64_t target_class = state_.target_class[r];
       if (target_class < 0) continue;
-      const A row_mass = Mass::kDense ? state_.mass[r] : A(0);
-      const A value =
-          gradient_at_target(row_mass, mass_, target_class, state_.point_mass[r], target_probability[r], others[r]);
+      const A value = gradient_at_target(state_.mass[r], mass_, target_class, state_.point_mass[r],
+                                         target_probability[r], others[r]);
       store_scalar(gradients_[r] + target_class, value * scale);
     }
   }

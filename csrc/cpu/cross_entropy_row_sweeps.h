@@ -75,9 +75,9 @@ FUSED_LOSSES_FLATTEN inline Vec<Accumulation<T>> lane_maxima(const T* x, int64_t
 template <class A>
 struct LaneStatistics {
   Vec<A> max;
-  Vec<A> sum;           // of exp(x - shift)
+  Vec<A> sum;           // of exp(x - m)
   Vec<A> mass;          // of q, where it depends on the row
-  Vec<A> mass_times_x;  // of q (x - shift)
+  Vec<A> mass_times_x;  // of q (x - m)
 };
 
 template <class A>
@@ -91,7 +91,8 @@ inline Vec<A> without_lane(Vec<A> value, int64_t lane) {
 template <bool kStash, bool kHole, class T, class Mass>
 FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x, int64_t first_class, int64_t count,
                                                                       const Mass& mass, Accumulation<T>* stash,
-                                                                      Accumulation<T> shift, int64_t ahead,
+                                                                      Accumulation<T> shift,
+                                                                      Accumulation<T> logit_scale, int64_t ahead,
                                                                       int64_t hole) {
   using A = Accumulation<T>;
   Vec<A> max[4];
@@ -105,7 +106,7 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
         if (begins_line<T>(slot)) __builtin_prefetch(x + i + ahead);  // Note [Prefetching]
         const Vec<A> value = load(x + i);
         max[slot] = max_of(value, max[slot]);
-        const Vec<A> shifted = value - shift;
+        const Vec<A> shifted = shifted_logit(value, shift, logit_scale);
         const Vec<A> exponential = exp<A>(shifted);
         sum[slot] += kHole ? without_lane<A>(exponential, hole - i) : exponential;
         if constexpr (kStash) store(stash + i, exponential);
@@ -118,7 +119,7 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
       [&](int64_t i, int64_t rest) {
         const Vec<A> value = load_partial(x + i, rest, -kInfinity<A>);
         max[0] = max_of(value, max[0]);
-        const Vec<A> shifted = value - shift;
+        const Vec<A> shifted = shifted_logit(value, shift, logit_scale);
         const Vec<A> exponential = exp<A>(shifted);
         sum[0] += kHole ? without_lane<A>(exponential, hole - i) : exponential;
         if constexpr (kStash) store_partial(stash + i, exponential, rest);
@@ -138,12 +139,13 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
 template <bool kStash, class T, class Mass>
 inline LaneStatistics<Accumulation<T>> lane_sums_beside(int64_t target, Accumulation<T> target_logit, const T* x,
                                                         int64_t first_class, int64_t count, const Mass& mass,
-                                                        Accumulation<T>* stash, Accumulation<T> max, int64_t ahead) {
+                                                        Accumulation<T>* stash, Accumulation<T> max,
+                                                        Accumulation<T> logit_scale, int64_t ahead) {
   const Accumulation<T> shift = finite_shift(max);
   if (target >= 0 && target_logit == max) {
-    return lane_sums<kStash, true>(x, first_class, count, mass, stash, shift, ahead, target);
+    return lane_sums<kStash, true>(x, first_class, count, mass, stash, shift, logit_scale, ahead, target);
   }
-  return lane_sums<kStash, false>(x, first_class, count, mass, stash, shift, ahead, target);
+  return lane_sums<kStash, false>(x, first_class, count, mass, stash, shift, logit_scale, ahead, target);
 }
 
 // exponential * factor - q * scale for a register of classes, or for the `rest` of them.
@@ -189,20 +191,22 @@ FUSED_LOSSES_FLATTEN inline void gradient_from_stash(const Accumulation<T>* stas
       [&](int64_t i, int64_t rest) { partial(begin + i, rest); });
 }
 
-// gradient = exp(x - shift) * factor - q * scale for the classes [first_class, first_class + count).
+// gradient = exp(x - m) * factor - q * scale for the classes [first_class, first_class + count).
 template <class T, class Mass>
 FUSED_LOSSES_FLATTEN inline void gradient_from_logits(const T* x, T* gradient, int64_t first_class, int64_t count,
-                                                      const Mass& mass, Accumulation<T> shift, Accumulation<T> factor,
+                                                      const Mass& mass, Accumulation<T> shift,
+                                                      Accumulation<T> logit_scale, Accumulation<T> factor,
                                                       Accumulation<T> scale) {
   using A = Accumulation<T>;
   sweep<A>(
       count,
       [&](int64_t i, int slot) {
         if (begins_line<T>(slot)) __builtin_prefetch(x + i + kPageClasses);  // Note [Prefetching]
-        store(gradient + i, derivative<Mass, A>(exp<A>(load(x + i) - shift), factor, mass, scale, first_class + i));
+        const Vec<A> exponential = exp<A>(shifted_logit(load(x + i), shift, logit_scale));
+        store(gradient + i, derivative<Mass, A>(exponential, factor, mass, scale, first_class + i));
       },
       [&](int64_t i, int64_t rest) {
-        const Vec<A> exponential = exp<A>(load_partial(x + i, rest, A(0)) - shift);
+        const Vec<A> exponential = exp<A>(shifted_logit(load_partial(x + i, rest, A(0)), shift, logit_scale));
         store_partial(gradient + i, derivative<Mass, A>(exponential, factor, mass, scale, first_class + i, rest), rest);
       });
 }

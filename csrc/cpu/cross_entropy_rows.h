@@ -19,6 +19,7 @@
 
 #include "../core/compensated_sum.h"
 #include "cross_entropy_row_batches.h"
+#include "cross_entropy_row_terms.h"
 
 namespace fused_losses::cpu {
 namespace {
@@ -41,19 +42,22 @@ struct Statistics {
 // [One read of a row]. `target` is the target's number in the block, or -1.
 template <bool kStash, class T, class Mass>
 inline Statistics<Accumulation<T>> block_statistics(const T* x, int64_t first_class, int64_t count, const Mass& mass,
-                                                    Accumulation<T>* stash, Accumulation<T> max_before, int64_t target,
+                                                    Accumulation<T>* stash, Accumulation<T> max_before,
+                                                    Accumulation<T> logit_scale, int64_t target,
                                                     Accumulation<T> target_logit) {
   using A = Accumulation<T>;
   const int64_t ahead = 2 * count;
   A max = first_class == 0 ? max_lanes<A>(lane_maxima(x, count)) : max_before;
   LaneStatistics<A> lanes =
-      lane_sums_beside<kStash>(target, target_logit, x, first_class, count, mass, stash, max, ahead);
+      lane_sums_beside<kStash>(target, target_logit, x, first_class, count, mass, stash, max, logit_scale, ahead);
   if (const A block_max = max_lanes<A>(lanes.max); block_max > max) {
     max = block_max;
-    lanes = lane_sums_beside<kStash>(target, target_logit, x, first_class, count, mass, stash, max, ahead);
+    lanes = lane_sums_beside<kStash>(target, target_logit, x, first_class, count, mass, stash, max, logit_scale, ahead);
   }
   Statistics<A> result{max, sum_lanes<A>(lanes.sum), 0, 0};
-  if (target >= 0 && target_logit != max) result.others -= exp<A>(broadcast(target_logit - finite_shift(max)))[0];
+  if (target >= 0 && target_logit != max) {
+    result.others -= exp<A>(broadcast(shifted_logit(target_logit, finite_shift(max), logit_scale)))[0];
+  }
   if constexpr (Mass::kReadsProbability) result.mass = sum_lanes<A>(lanes.mass);
   if constexpr (Mass::kDense) result.mass_times_x = sum_lanes<A>(lanes.mass_times_x);
   return result;
@@ -65,7 +69,8 @@ class Row {
  public:
   using A = Accumulation<T>;
 
-  Row(const CrossEntropyParams& params, const Mass& mass) : num_classes_(params.num_classes), mass_(mass) {
+  Row(const CrossEntropyParams& params, const Mass& mass)
+      : num_classes_(params.num_classes), logit_scale_(static_cast<A>(params.logit_scale)), mass_(mass) {
     // Enough classes a block that the maxima fit, in whole registers.
     const int64_t needed = (num_classes_ + kMaxRowBlocks - 1) / kMaxRowBlocks;
     block_classes_ = needed <= kMinBlockClasses ? kMinBlockClasses : (needed + 63) / 64 * 64;
@@ -83,7 +88,7 @@ class Row {
       const int64_t count = num_classes_ - first < block_classes_ ? num_classes_ - first : block_classes_;
       const int64_t target = target_class >= first && target_class < first + count ? target_class - first : -1;
       blocks[num_blocks] = block_statistics<kStash>(x + first, first, count, mass_, kStash ? stash + first : nullptr,
-                                                    max, target, target_logit);
+                                                    max, logit_scale_, target, target_logit);
       max = maxima_[num_blocks] = blocks[num_blocks].max;
     }
     const A shift = finite_shift(max);
@@ -96,8 +101,8 @@ class Row {
       if constexpr (Mass::kDense) {
         const A block_mass = Mass::kReadsProbability ? blocks[block].mass : block_masses_[block];
         mass_sum += block_mass;
-        mass_times_x +=
-            blocks[block].mass_times_x + static_cast<double>(block_mass) * (finite_shift(blocks[block].max) - shift);
+        const A change = shifted_logit(finite_shift(blocks[block].max), shift, logit_scale_);
+        mass_times_x += blocks[block].mass_times_x + static_cast<double>(block_mass) * change;
       }
     }
     return {max, static_cast<A>(others), static_cast<A>(mass_sum), static_cast<A>(mass_times_x)};
@@ -132,14 +137,14 @@ class Row {
         max_so_far = block_max > max_so_far ? block_max : max_so_far;
       }
       fused_losses::cpu::gradient_from_logits(x + first, gradient + first, first, count, mass_,
-                                              finite_shift(max_so_far),
+                                              finite_shift(max_so_far), logit_scale_,
                                               block_factor(max_so_far, finite_shift(max)) * factor, scale);
     }
   }
 
-  A gradient_at_target(A row_mass, const PointMass<A>& point, A p, A others) const {
-    return fused_losses::cpu::gradient_at_target(mass_total(row_mass), mass_, point.target_class, point.mass, p,
-                                                 others);
+  // `mass` is the total of the dense mass, with what else p is multiplied by.
+  A gradient_at_target(A mass, const PointMass<A>& point, A p, A others) const {
+    return fused_losses::cpu::gradient_at_target(mass, mass_, point.target_class, point.mass, p, others);
   }
   A mass_total(A row_mass) const {
     if constexpr (Mass::kReadsProbability) {
@@ -164,10 +169,13 @@ class Row {
   }
 
   // From exponentials relative to a block's maximum to those relative to the row's.
-  static A block_factor(A block_max, A shift) { return exp<A>(broadcast(block_max - shift))[0]; }
+  A block_factor(A block_max, A shift) const {
+    return exp<A>(broadcast(shifted_logit(block_max, shift, logit_scale_)))[0];
+  }
 
   int64_t num_classes_;
   int64_t block_classes_;
+  A logit_scale_;
   Mass mass_;
   A maxima_[kMaxRowBlocks];  // the largest logit so far
   A factors_[kMaxRowBlocks];
@@ -184,6 +192,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
   A* scratch = nullptr;
   bool stashes = wants_gradient && num_classes * static_cast<int64_t>(sizeof(A)) <= kMaxStashedBytes;
   const bool streams = params.stream_gradient;
+  const bool has_terms = has_row_terms(params);
   // Where the stash is not the gradient row itself.
   if ((!kSameType<T, A> || streams) && stashes) {
     scratch = static_cast<A*>(std::malloc(static_cast<size_t>(num_classes) * sizeof(A)));
@@ -204,7 +213,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
     for (int64_t position = first; position < last; ++position) {
       const T* x = logits + offset_of(params.logits_layout, position);
       T* gradient = gradients + offset_of(params.gradient_layout, position);
-      const PointMass<A> point = point_mass<A>(params, position);
+      PointMass<A> point = point_mass<A>(params, position);
       const bool ignored = params.target_kind != TargetKind::Probability && point.target_class < 0;
       if (ignored) {
         if (params.mode != CrossEntropyMode::Loss) ignored_gradient(x, gradient, num_classes);
@@ -216,18 +225,26 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       const A target_logit = point.target_class >= 0 ? load_scalar(x + point.target_class) : A(0);
       const A* stash = nullptr;
       Statistics<A> statistics{};
-      const auto target_exponential_of = [&](A max) {
-        return point.target_class >= 0 ? exp<A>(broadcast(target_logit - finite_shift(max)))[0] : A(0);
+      const auto shifted_target = [&] {
+        return shifted_logit(target_logit, finite_shift(statistics.max), static_cast<A>(params.logit_scale));
+      };
+      const auto exponential_of_target = [&] {
+        return point.target_class >= 0 ? exp<A>(broadcast(shifted_target()))[0] : A(0);
       };
       A target_exponential = 0;
       A sum;
+      const auto terms_of_row = [&] {
+        const A others = point.target_class >= 0 ? statistics.others : sum;
+        return RowTerms<A>(params, {broadcast(finite_shift(statistics.max)), broadcast(sum), broadcast(others),
+                                    broadcast(target_exponential), broadcast(shifted_target())});
+      };
       A scale = common_scale<A>(params);
       if (params.mode == CrossEntropyMode::Backward) {
         statistics.max = static_cast<const A*>(params.row_max)[position];
         sum = static_cast<const A*>(params.row_sum)[position];
         if (params.row_others) statistics.others = static_cast<const A*>(params.row_others)[position];
         if (params.row_mass) statistics.mass = static_cast<const A*>(params.row_mass)[position];
-        target_exponential = target_exponential_of(statistics.max);
+        target_exponential = exponential_of_target();
         scale *= static_cast<const A*>(params.grad_output)[position * params.grad_output_stride];
       } else {
         if (stashes) {
@@ -238,14 +255,14 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         } else {
           statistics = row.template statistics<false>(x, nullptr, point.target_class, target_logit);
         }
-        target_exponential = target_exponential_of(statistics.max);
+        target_exponential = exponential_of_target();
         sum = statistics.others + target_exponential;
         const A log_sum = log_of_sum<A>(broadcast(sum), broadcast(target_exponential), broadcast(statistics.others))[0];
         A loss = 0;
-        if (point.target_class >= 0)
-          loss = point_loss(point.mass, log_sum, target_logit - finite_shift(statistics.max));
+        if (point.target_class >= 0) loss = point_loss(point.mass, log_sum, shifted_target());
         if constexpr (Mass::kDense)
           loss += dense_loss(row.mass_total(statistics.mass), log_sum, statistics.mass_times_x);
+        if (has_terms) loss = terms_of_row().loss(broadcast(loss))[0];
         block_loss.add(static_cast<double>(loss));
         if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = loss;
         if (params.row_max != nullptr) {
@@ -256,9 +273,14 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         }
         if (!wants_gradient) continue;
       }
-      const A mass = row.mass_total(statistics.mass) + point.mass;
+      A mass = row.mass_total(statistics.mass);
+      if (has_terms) {
+        const RowTerms<A> terms = terms_of_row();
+        point.mass = terms.point_mass(broadcast(point.mass))[0];
+        mass += terms.mass()[0];
+      }
       const A inverse_sum = A(1) / sum;
-      const A factor = mass * scale * inverse_sum;
+      const A factor = (mass + point.mass) * scale * inverse_sum;
       if (stash != nullptr && streams) {
         row.template gradient_from_stash<true>(stash, gradient, factor, scale);
       } else if (stash != nullptr) {
@@ -270,7 +292,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       }
       if (point.target_class >= 0) {
         const A p = target_exponential * inverse_sum;
-        const A value = row.gradient_at_target(statistics.mass, point, p, statistics.others * inverse_sum);
+        const A value = row.gradient_at_target(mass, point, p, statistics.others * inverse_sum);
         store_scalar(gradient + point.target_class, value * scale);
       }
     }

@@ -9,6 +9,12 @@
 namespace fused_losses::cpu {
 namespace {
 
+// x - m of Note [Terms of a row] from the logits: their difference first, so that the largest has 0.
+template <class V, class M, class A>
+inline V shifted_logit(V logit, M max, A logit_scale) {
+  return (logit - max) * logit_scale;
+}
+
 // The point mass of one position; ignored positions and probability targets have none.
 template <class A>
 struct PointMass {

@@ -18,6 +18,8 @@ class TileKernel : private Positions<T, Mass> {
   using typename Base::A;
   using U = typename Mass::ProbabilityType;
   using Base::end_;
+  using Base::has_terms_;
+  using Base::logit_scale_;
   using Base::mass_;
   using Base::params_;
   using Base::state_;
@@ -42,8 +44,11 @@ class TileKernel : private Positions<T, Mass> {
         }
       }
       loss = Base::finish_losses();
+    } else if (has_terms_) {
+      read_target_logits();
     }
     if (params_.mode == CrossEntropyMode::Loss) return loss;
+    Base::add_row_terms();
     const bool holds_exponentials = single_chunk && params_.mode == CrossEntropyMode::LossAndGradient;
     for (int64_t first = 0; first < params_.num_classes; first += kChunkClasses) {
       if (holds_exponentials) {
@@ -75,6 +80,19 @@ class TileKernel : private Positions<T, Mass> {
     }
   }
 
+  // Before a backward has come to their classes.
+  void read_target_logits() {
+    for (int i = 0; i < end_; ++i) state_.target_logit[i] = 0;
+    for (int i = 0; i < tile_.count; ++i) {
+      const int64_t target_class = state_.target_class[i];
+      if (target_class < 0) continue;
+      const ClassLayout& layout = params_.logits_layout;
+      const T* logits =
+          static_cast<const T*>(params_.logits) + layout.offset(place_of(tile_.first + i, params_.inner_size));
+      state_.target_logit[i] = load_scalar(logits + target_class * layout.class_stride);
+    }
+  }
+
   void clear_last_register(A* tile, int64_t num_classes) const {
     for (int64_t c = 0; c < num_classes; ++c) store(tile + c * kPositions + end_ - kLanes<A>, Vec<A>{});
   }
@@ -103,7 +121,7 @@ class TileKernel : private Positions<T, Mass> {
       Vec<A> others{};
       Vec<A> mass{};
       Vec<A> mass_times_x{};
-      const Vec<A> rescale = kFirst ? Vec<A>{} : exp<A>(old_max - shift);
+      const Vec<A> rescale = kFirst ? Vec<A>{} : exp<A>(shifted_logit(old_max, shift, logit_scale_));
       Vec<A> target_logit = kFirst ? Vec<A>{} : load(state_.target_logit + v);
       Vec<A> target_exponential = kFirst ? Vec<A>{} : load(state_.target_exponential + v) * rescale;
       const IntVec<A> target_class = load_integers<A>(state_.target_class + v);
@@ -117,7 +135,7 @@ class TileKernel : private Positions<T, Mass> {
           next.prefetch(c, v);
           if constexpr (kGradient) gradient.prefetch(c, v);
           const Vec<A> x = load(cell);
-          const Vec<A> shifted = x - shift;
+          const Vec<A> shifted = shifted_logit(x, shift, logit_scale_);
           const Vec<A> exponential = exp<A>(shifted);
           if constexpr (kGradient) store(cell, exponential);
           if constexpr (Mass::kReadsProbability) {
@@ -144,7 +162,8 @@ class TileKernel : private Positions<T, Mass> {
         others += load(state_.others + v) * rescale;
         const Vec<A> old_mass = load(state_.mass + v);
         mass += old_mass;
-        mass_times_x += load(state_.mass_times_x + v) + old_mass * (finite_shifts<A>(old_max) - shift);
+        const Vec<A> change = shifted_logit(finite_shifts<A>(old_max), shift, logit_scale_);
+        mass_times_x += load(state_.mass_times_x + v) + old_mass * change;
       }
       store(state_.max + v, max);
       store(state_.others + v, others);
@@ -166,9 +185,13 @@ class TileKernel : private Positions<T, Mass> {
       const Vec<A> shift = finite_shifts<A>(load(state_.max + v));
       const Vec<A> scale = load(state_.scale + v);
       const Vec<A> per_sum = scale / load(state_.sum + v);
-      const Vec<A> point_factor = load(state_.point_mass + v) * per_sum;
-      const Vec<A> at_target = Mass::kReadsProbability ? Vec<A>{} : -load(state_.others + v) * point_factor;
       const Vec<A> mass_factor = load(state_.mass + v) * per_sum;
+      Vec<A> point_factor = load(state_.point_mass + v) * per_sum;
+      Vec<A> at_target = Mass::kReadsProbability ? Vec<A>{} : -load(state_.others + v) * point_factor;
+      if (!Mass::kDense && has_terms_) {
+        at_target += mass_factor * load(state_.target_exponential + v);
+        point_factor += mass_factor;
+      }
       const IntVec<A> target_class = load_integers<A>(state_.target_class + v);
       // An ignored position has no mass at all.
       const Vec<A> mass_scale =
@@ -179,7 +202,7 @@ class TileKernel : private Positions<T, Mass> {
         if constexpr (!kHoldsExponentials) {
           next.prefetch(c, v);
           destination.prefetch(c, v);
-          exponential = exp<A>(exponential - shift);
+          exponential = exp<A>(shifted_logit(exponential, shift, logit_scale_));
         }
         // y (p - [c = t]), which probability targets have not, and Q p - q are differences of like terms: each is
         // formed before they are added.

@@ -14,11 +14,24 @@ namespace fused_losses::cpu {
 
 enum class ElementaryFunction : int64_t { Exp, Log, Log1p, LogOfComplement, Log1pOfAny, Tanh };
 
+// x = factor * unit: the unit is tanh(logit_scale * l / softcap), and softcap the factor, or without a softcap (0) the
+// logit with the sign of logit_scale. So the factor is positive.
+struct UnitTransform {
+  double logit_scale;
+  double softcap;
+};
+
 // A kernel works on a range of blocks; blocks have a fixed size, so that sums do not depend on the number of threads.
 using CrossEntropyKernel = void(const CrossEntropyParams&, int64_t block_begin, int64_t block_end);
 using NLLLossKernel = void(const NLLLossParams&, int64_t block_begin, int64_t block_end);
 using BinaryCrossEntropyKernel = void(const BinaryCrossEntropyParams&, int64_t block_begin, int64_t block_end);
 using TokenStatisticsKernel = void(const TokenStatisticsParams&, int64_t block_begin, int64_t block_end);
+// `slopes`, the derivatives of the units, are null where nobody needs them, and without a softcap: there they are the
+// sign.
+using LogitUnitsKernel = void(const UnitTransform&, DType, const void* logits, void* units, void* slopes,
+                              int64_t count);
+using LogitGradientKernel = void(const UnitTransform&, DType, const void* slopes, const void* unit_gradient,
+                                 void* gradient, int64_t count);
 using ScanTargetsKernel = TargetScan(const IndexTarget&, int64_t begin, int64_t end);
 using ElementaryFunctionKernel = void(ElementaryFunction, DType, const void* input, void* output, int64_t count);
 
@@ -31,6 +44,8 @@ using ElementaryFunctionKernel = void(ElementaryFunction, DType, const void* inp
   BinaryCrossEntropyKernel binary_cross_entropy;             \
   BinaryCrossEntropyKernel binary_cross_entropy_with_logits; \
   TokenStatisticsKernel token_statistics;                    \
+  LogitUnitsKernel logit_units;                              \
+  LogitGradientKernel logit_gradient;                        \
   ScanTargetsKernel scan_targets;                            \
   ElementaryFunctionKernel elementary_function;              \
   }

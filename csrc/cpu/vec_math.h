@@ -86,9 +86,16 @@ inline Vec<A> exp(Vec<A> x) {
 }
 
 // tanh by expm1(y) / (expm1(y) + 2), y = -2 |x|, with expm1(y) = 2^n (exp(r) - 1) + (2^n - 1), where nothing cancels:
-// n is 0 or the second term is at most -1/2 and the first at most 1/5.
+// n is 0 or the second term is at most -1/2 and the first at most 1/5. The derivative 1 - tanh^2 is
+// 4 exp(y) / (expm1(y) + 2)^2, exact where tanh is 1 but for the last digits.
 template <class A>
-inline Vec<A> tanh(Vec<A> x) {
+struct TanhAndDerivative {
+  Vec<A> value;
+  Vec<A> derivative;
+};
+
+template <class A>
+inline TanhAndDerivative<A> tanh_and_derivative(Vec<A> x) {
   using C = MathConstants<A>;
   const IntVec<A> is_negative = x < Vec<A>{};
   const Vec<A> magnitude = select(is_negative, -x, x);
@@ -96,9 +103,16 @@ inline Vec<A> tanh(Vec<A> x) {
   const Vec<A> n = (y * C::kLog2E + C::kRound) - C::kRound;
   const Vec<A> r = (y - n * C::kLn2High) - n * C::kLn2Low;
   const Vec<A> power = scale(broadcast(A(1)), n, y, C::kExpLowest);
-  const Vec<A> expm1 = power * ((r * r) * polynomial(r, C::kExp) + r) + (power - A(1));
+  const Vec<A> expm1_of_r = (r * r) * polynomial(r, C::kExp) + r;
+  const Vec<A> expm1 = power * expm1_of_r + (power - A(1));
   const Vec<A> result = -expm1 / (expm1 + A(2));
-  return select(is_negative, -result, result);
+  const Vec<A> root = A(2) / (expm1 + A(2));
+  return {select(is_negative, -result, result), (power * expm1_of_r + power) * (root * root)};
+}
+
+template <class A>
+inline Vec<A> tanh(Vec<A> x) {
+  return tanh_and_derivative<A>(x).value;
 }
 
 // log(1 + f) for -0.3 < f <= 1 by 2 atanh(s), s = f / (2 + f). Since 2 s = f - s f, it is f less a smaller term, and

@@ -1,12 +1,14 @@
 // fused_losses::cross_entropy and its variants on the CPU. See core/cross_entropy.h for the mathematics and
 // fused_losses/autograd/cross_entropy.py for how the variants make a differentiable function.
 #include <algorithm>
+#include <atomic>
 
 #include "../cpu/capability.h"
 #include "cpu_target_check.h"
 #include "cpu_tensors.h"
 #include "cross_entropy_operators.h"
 #include "parallel.h"
+#include "transformed_cross_entropy.h"
 
 namespace fused_losses {
 namespace {
@@ -42,9 +44,20 @@ class Call : public CrossEntropyProblem {
 
   void run() const {
     const int64_t elements = params.positions_per_block * params.num_classes;
+    const bool is_transformed = options().softcap != 0 || options().logit_scale < 0;  // else the kernels scale
+    const cpu::UnitTransform transform{options().logit_scale, options().softcap};
+    std::atomic<bool> lacks_memory = false;
     for_each_block(
-        num_blocks(), [&](int64_t block_begin, int64_t block_end) { kernel_(params, block_begin, block_end); },
+        num_blocks(),
+        [&](int64_t block_begin, int64_t block_end) {
+          if (!is_transformed) {
+            kernel_(params, block_begin, block_end);
+          } else if (!transformed_cross_entropy(params, transform, kernel_, block_begin, block_end)) {
+            lacks_memory = true;
+          }
+        },
         std::max<int64_t>(1, kElementsPerThread / elements));
+    if (lacks_memory) refuse("not enough memory for the transformed logits of a block");
   }
 
   // Runs the forward and reduces the losses.

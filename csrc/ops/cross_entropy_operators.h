@@ -18,8 +18,12 @@ namespace fused_losses {
 template <class Call>
 struct CrossEntropyOperators {
   static Tensor loss(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
-                     int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote) {
-    Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
+                     int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote, double logit_scale,
+                     double softcap, double lse_square_scale, double focal_gamma) {
+    const CrossEntropyOptions options{
+        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
+        lse_square_scale,        focal_gamma};
+    Call call(logits, target, class_weight, options, false);
     call.params.mode = CrossEntropyMode::Loss;
     return call.run_to_loss();
   }
@@ -27,10 +31,13 @@ struct CrossEntropyOperators {
   static std::tuple<Tensor, Tensor> with_gradient(const Tensor& logits, const Tensor& target,
                                                   const std::optional<Tensor>& class_weight, int64_t reduction,
                                                   int64_t ignore_index, double label_smoothing, bool promote,
-                                                  double grad_output) {
-    const Reduction kind = to_reduction(reduction);
-    if (kind == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
-    Call call(logits, target, class_weight, {kind, ignore_index, label_smoothing, promote}, true);
+                                                  double grad_output, double logit_scale, double softcap,
+                                                  double lse_square_scale, double focal_gamma) {
+    const CrossEntropyOptions options{
+        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
+        lse_square_scale,        focal_gamma};
+    if (options.reduction == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
+    Call call(logits, target, class_weight, options, true);
     Tensor gradient = call.new_gradient();
     call.params.mode = CrossEntropyMode::LossAndGradient;
     call.params.expected_grad_output = grad_output;
@@ -40,36 +47,44 @@ struct CrossEntropyOperators {
 
   static std::tuple<Tensor, Tensor> with_statistics(const Tensor& logits, const Tensor& target,
                                                     const std::optional<Tensor>& class_weight, int64_t reduction,
-                                                    int64_t ignore_index, double label_smoothing, bool promote) {
-    // The layout is the backward's: a kernel need not leave statistics of ignored rows that another would read.
-    Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);
-    call.params.mode = CrossEntropyMode::Loss;
-    const Tensor statistics = call.new_statistics();
-    return {call.run_to_loss(), statistics};
+                                                    int64_t ignore_index, double label_smoothing, bool promote,
+                                                    double logit_scale, double softcap, double lse_square_scale,
+                                                    double focal_gamma) {
+    const CrossEntropyOptions options{
+        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
+        lse_square_scale,        focal_gamma};
+    return run_with_statistics(logits, target, class_weight, options);
   }
 
   // The gradient may wait for the backward with these statistics: see Note [Prepared gradients].
   static std::tuple<Tensor, Tensor> prepared(const Tensor& logits, const Tensor& target,
                                              const std::optional<Tensor>& class_weight, int64_t reduction,
-                                             int64_t ignore_index, double label_smoothing, bool promote) {
+                                             int64_t ignore_index, double label_smoothing, bool promote,
+                                             double logit_scale, double softcap, double lse_square_scale,
+                                             double focal_gamma) {
+    const CrossEntropyOptions options{
+        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
+        lse_square_scale,        focal_gamma};
     if constexpr (Call::kPreparesGradients) {
-      if (to_reduction(reduction) != Reduction::None) {
-        return prepare(logits, target, class_weight, reduction, ignore_index, label_smoothing, promote);
-      }
+      if (options.reduction != Reduction::None) return prepare(logits, target, class_weight, options);
     }
-    return with_statistics(logits, target, class_weight, reduction, ignore_index, label_smoothing, promote);
+    return run_with_statistics(logits, target, class_weight, options);
   }
 
   static Tensor backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
                          const std::optional<Tensor>& class_weight, const Tensor& statistics, int64_t reduction,
-                         int64_t ignore_index, double label_smoothing, bool promote) {
+                         int64_t ignore_index, double label_smoothing, bool promote, double logit_scale, double softcap,
+                         double lse_square_scale, double focal_gamma) {
+    const CrossEntropyOptions options{
+        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
+        lse_square_scale,        focal_gamma};
     if constexpr (Call::kPreparesGradients) {
       if (PreparedGradients::is_ticket(statistics)) {
-        const CallKey key = key_of(logits, target, class_weight, reduction, ignore_index, label_smoothing, promote);
+        const CallKey key = key_of(logits, target, class_weight, options);
         if (const auto gradient = PreparedGradients::take(statistics, key, grad_output)) return *gradient;
       }
     }
-    Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);
+    Call call(logits, target, class_weight, options, true);
     call.set_backward(grad_output, statistics);
     Tensor gradient = call.new_gradient();
     call.run();
@@ -78,8 +93,12 @@ struct CrossEntropyOperators {
 
   static void backward_over_logits(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
                                    const std::optional<Tensor>& class_weight, const Tensor& statistics,
-                                   int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote) {
-    Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, false);
+                                   int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote,
+                                   double logit_scale, double softcap, double lse_square_scale, double focal_gamma) {
+    const CrossEntropyOptions options{
+        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
+        lse_square_scale,        focal_gamma};
+    Call call(logits, target, class_weight, options, false);
     call.set_backward(grad_output, statistics);
     call.overwrite_logits(logits);
     call.run();
@@ -96,11 +115,21 @@ struct CrossEntropyOperators {
   }
 
  private:
+  static std::tuple<Tensor, Tensor> run_with_statistics(const Tensor& logits, const Tensor& target,
+                                                        const std::optional<Tensor>& class_weight,
+                                                        const CrossEntropyOptions& options) {
+    // The layout is the backward's: a kernel need not leave statistics of ignored rows that another would read.
+    Call call(logits, target, class_weight, options, true);
+    call.params.mode = CrossEntropyMode::Loss;
+    const Tensor statistics = call.new_statistics();
+    return {call.run_to_loss(), statistics};
+  }
+
   static std::tuple<Tensor, Tensor> prepare(const Tensor& logits, const Tensor& target,
-                                            const std::optional<Tensor>& class_weight, int64_t reduction,
-                                            int64_t ignore_index, double label_smoothing, bool promote) {
-    Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);
-    const CallKey key = key_of(logits, target, class_weight, reduction, ignore_index, label_smoothing, promote);
+                                            const std::optional<Tensor>& class_weight,
+                                            const CrossEntropyOptions& options) {
+    Call call(logits, target, class_weight, options, true);
+    const CallKey key = key_of(logits, target, class_weight, options);
     const std::optional<Tensor> ticket =
         PreparedGradients::new_ticket({3, call.params.num_positions}, call.accumulation(), key);
     const Tensor statistics = ticket.has_value() ? *ticket : call.new_statistics();
@@ -117,10 +146,14 @@ struct CrossEntropyOperators {
   }
 
   static CallKey key_of(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
-                        int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote) {
+                        const CrossEntropyOptions& options) {
     return {{&logits, &target, optional_operand(class_weight)},
-            {'c', reduction, ignore_index, std::bit_cast<int64_t>(label_smoothing), promote}};
+            {'c', static_cast<int64_t>(options.reduction), options.ignore_index, bits(options.label_smoothing),
+             options.promote, bits(options.logit_scale), bits(options.softcap), bits(options.lse_square_scale),
+             bits(options.focal_gamma)}};
   }
+
+  static int64_t bits(double value) { return std::bit_cast<int64_t>(value); }
 };
 
 }  // namespace fused_losses

@@ -1,5 +1,7 @@
 #include "cross_entropy_problem.h"
 
+#include <cmath>
+
 #include "index_target.h"
 
 namespace fused_losses {
@@ -24,6 +26,10 @@ CrossEntropyProblem::CrossEntropyProblem(const Tensor& logits, const Tensor& tar
   class_weight_ = prepare_class_weight(class_weight, shape_.num_classes, logits.scalar_type(), options.promote);
   set_target(target);
   set_layout(wants_gradient);
+  check_terms();
+  params.logit_scale = options.logit_scale;
+  params.lse_square_scale = options.lse_square_scale;
+  params.focal_gamma = options.focal_gamma;
 }
 
 ScalarType CrossEntropyProblem::loss_type() const {
@@ -80,6 +86,17 @@ void CrossEntropyProblem::set_grad_output(const Tensor& grad_output) {
   grad_output_ = as_contiguous(cast(grad_output, accumulation()));
   params.grad_output = grad_output_->data_ptr();
   params.grad_output_stride = unreduced ? 1 : 0;
+}
+
+void CrossEntropyProblem::check_terms() const {
+  const CrossEntropyOptions& o = options_;
+  if (!std::isfinite(o.logit_scale) || o.logit_scale == 0) refuse("logit_scale must be finite and not 0");
+  if (!std::isfinite(o.softcap) || o.softcap < 0) refuse("softcap must be finite and positive");
+  if (!std::isfinite(o.lse_square_scale)) refuse("lse_square_scale must be finite");
+  if (!std::isfinite(o.focal_gamma) || o.focal_gamma < 0) refuse("focal_gamma must be finite and not negative");
+  if (o.focal_gamma != 0 && params.target_kind != TargetKind::Index) {
+    refuse("the focal loss has class indices without label smoothing");
+  }
 }
 
 void CrossEntropyProblem::set_target(const Tensor& target) {

@@ -16,6 +16,13 @@ struct CrossEntropyOptions {
   int64_t ignore_index;
   double label_smoothing;
   bool promote;
+  // See Note [Terms of a row].
+  double logit_scale = 1;
+  double softcap = 0;  // 0: none
+  double lse_square_scale = 0;
+  double focal_gamma = 0;
+
+  bool is_plain() const { return logit_scale == 1 && softcap == 0 && lse_square_scale == 0 && focal_gamma == 0; }
 };
 
 class CrossEntropyProblem {
@@ -53,6 +60,7 @@ class CrossEntropyProblem {
   void set_grad_output(const Tensor& grad_output);
 
  private:
+  void check_terms() const;
   void set_target(const Tensor& target);
   void set_layout(bool wants_gradient);
   std::optional<PositionLayout> try_layout(bool wants_gradient);

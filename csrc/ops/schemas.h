@@ -12,34 +12,34 @@
 
 #include <torch/csrc/stable/library.h>
 
+// See Note [Terms of a row] in core/cross_entropy.h. `softcap` 0 is none.
+#define TERMS_OF_A_ROW ", float logit_scale=1.0, float softcap=0.0, float lse_square_scale=0.0, float focal_gamma=0.0"
+#define CROSS_ENTROPY_ARGUMENTS                                                                                   \
+  "(Tensor logits, Tensor target, Tensor? class_weight, int reduction, int ignore_index, float label_smoothing, " \
+  "bool promote" TERMS_OF_A_ROW
+
 namespace fused_losses {
 
 // Each loss stands here twice. The operator under the loss's own name can be differentiated: Python registers its
 // derivative, which costs every call a detour through Python. `*_forward` is the same kernel without that, for callers
 // that see to the gradient themselves.
 inline void define_schemas(torch::stable::detail::StableLibrary& library) {
-  library.def(
-      "cross_entropy(Tensor logits, Tensor target, Tensor? class_weight, int reduction, int ignore_index, "
-      "float label_smoothing, bool promote) -> Tensor");
-  library.def(
-      "cross_entropy_forward(Tensor logits, Tensor target, Tensor? class_weight, int reduction, int ignore_index, "
-      "float label_smoothing, bool promote) -> Tensor");
+  library.def("cross_entropy" CROSS_ENTROPY_ARGUMENTS ") -> Tensor");
+  library.def("cross_entropy_forward" CROSS_ENTROPY_ARGUMENTS ") -> Tensor");
   library.def(
       "cross_entropy_with_gradient(Tensor logits, Tensor target, Tensor? class_weight, int reduction, "
-      "int ignore_index, float label_smoothing, bool promote, float grad_output=1.0) -> (Tensor loss, Tensor "
-      "gradient)");
-  library.def(
-      "cross_entropy_with_statistics(Tensor logits, Tensor target, Tensor? class_weight, int reduction, "
-      "int ignore_index, float label_smoothing, bool promote) -> (Tensor loss, Tensor statistics)");
-  library.def(
-      "cross_entropy_prepared(Tensor logits, Tensor target, Tensor? class_weight, int reduction, int ignore_index, "
-      "float label_smoothing, bool promote) -> (Tensor loss, Tensor statistics)");
+      "int ignore_index, float label_smoothing, bool promote, float grad_output=1.0" TERMS_OF_A_ROW
+      ") -> (Tensor loss, Tensor gradient)");
+  library.def("cross_entropy_with_statistics" CROSS_ENTROPY_ARGUMENTS ") -> (Tensor loss, Tensor statistics)");
+  library.def("cross_entropy_prepared" CROSS_ENTROPY_ARGUMENTS ") -> (Tensor loss, Tensor statistics)");
   library.def(
       "cross_entropy_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? class_weight, "
-      "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote) -> Tensor");
+      "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
+      ") -> Tensor");
   library.def(
       "cross_entropy_backward_over_logits(Tensor grad_output, Tensor(a!) logits, Tensor target, Tensor? class_weight, "
-      "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote) -> ()");
+      "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
+      ") -> ()");
   library.def(
       "nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> Tensor");
   library.def(
@@ -106,3 +106,6 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
 }
 
 }  // namespace fused_losses
+
+#undef CROSS_ENTROPY_ARGUMENTS
+#undef TERMS_OF_A_ROW

@@ -47,6 +47,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         label_smoothing: in :math:`[0, 1]`.
         promote: return the loss of 16-bit logits in float32.
         inplace_gradient: let the backward write the gradient over the logits.
+        terms: the fields of ``RowTerms``, or nothing.
 
     Returns:
         The loss: a scalar, or :math:`(N, d_1, \dots, d_K)` without reduction.
@@ -70,15 +71,18 @@ class CrossEntropyFunction(torch.autograd.Function):
         label_smoothing: float = 0.0,
         promote: bool = False,
         inplace_gradient: bool = False,
+        terms: tuple[float, ...] = (),
     ) -> Tensor:
-        ctx.options = (reduction, ignore_index, label_smoothing, promote)
+        ctx.options = (reduction, ignore_index, label_smoothing, promote, *terms)
         ctx.overwrites = inplace_gradient and may_overwrite(logits, target, class_weight)
         ctx.expectation = expectation_of(logits, reduction, "cross_entropy")
         expected = None if ctx.overwrites else prepared_grad_output(reduction, ctx.expectation)
         ctx.expected = expected
         arguments = (logits, target, class_weight)
         if expected is not None:
-            loss, ctx.gradient = _ops.cross_entropy_with_gradient(*arguments, *ctx.options, expected)
+            loss, ctx.gradient = _ops.cross_entropy_with_gradient(
+                *arguments, reduction, ignore_index, label_smoothing, promote, expected, *terms
+            )
             ctx.save_for_backward(*arguments, None)
             return loss
         ctx.gradient = None
@@ -90,7 +94,7 @@ class CrossEntropyFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if not is_plain(ctx, grad_output):
-            return (*_watched_gradients(ctx, dense(grad_output)), None, None, None, None, None)
+            return (*_watched_gradients(ctx, dense(grad_output)), None, None, None, None, None, None)
         gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx.options))
         if gradient is None:
             logits, target, class_weight, statistics = ctx.saved_tensors
@@ -102,7 +106,7 @@ class CrossEntropyFunction(torch.autograd.Function):
                     gradient = overwrite(logits, _ops.cross_entropy_backward_over_logits, *arguments)
                 if gradient is None:
                     gradient = _ops.cross_entropy_backward(*arguments)
-        return gradient, None, None, None, None, None, None, None
+        return gradient, None, None, None, None, None, None, None, None
 
 
 def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
@@ -120,10 +124,10 @@ def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
 
 
 def _batched_gradient(
-    grad_output: Tensor, arguments: list[Any], statistics: Tensor, options: tuple[int, int, float, bool]
+    grad_output: Tensor, arguments: list[Any], statistics: Tensor, options: tuple[Any, ...]
 ) -> Tensor:
     logits, target, class_weight = arguments
-    reduction, ignore_index, _, _ = options
+    reduction, ignore_index, *_ = options
     ones = torch.ones(grad_output.shape, dtype=statistics.dtype, device=logits.device)
     of_one = call("cross_entropy_backward", ones, *arguments, statistics, reduction_for_one(reduction), *options[1:])
     scale = mean_scale(target, class_weight, ignore_index, logits) if reduction == MEAN else None
@@ -156,13 +160,15 @@ def fused_cross_entropy(
     label_smoothing: float,
     promote: bool,
     inplace_gradient: bool,
+    terms: tuple[float, ...] = (),
 ) -> Tensor:
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
-    options = (reduction, ignore_index, label_smoothing, promote)
+    options = (reduction, ignore_index, label_smoothing, promote, *terms)
     if not may_be_differentiated(logits, route):
         return _ops.cross_entropy_forward(logits, target, class_weight, *options)
     if route != EAGER:
         name = "cross_entropy_prepared" if route == COMPILED else "cross_entropy_with_statistics"
         loss: Tensor = call(name, logits, target, class_weight, *options)[0]
         return loss
-    return _apply(logits, target, class_weight, *options, inplace_gradient)
+    tensors = (logits, target, class_weight)
+    return _apply(*tensors, reduction, ignore_index, label_smoothing, promote, inplace_gradient, terms)

@@ -33,8 +33,9 @@ from .class_axis import (
 )
 from .composite import other_gradients, second_gradients
 from .registration import MEAN, NONE, Operator, call
+from .row_terms import RowTerms, composite_with_terms, has_terms
 
-_Options = tuple[int, int, float, bool]  # reduction, ignore_index, label_smoothing, promote
+_Options = tuple[Any, ...]  # reduction, ignore_index, label_smoothing, promote, and RowTerms if there are any
 
 
 def is_probability(target: Tensor) -> bool:
@@ -82,6 +83,7 @@ def _fake_loss(
     ignore_index: int,
     label_smoothing: float,
     promote: bool,
+    *terms: float,
 ) -> Tensor:
     return fake_class_loss(logits, reduction, _loss_dtype(logits, target, promote))
 
@@ -111,7 +113,12 @@ def _fake_backward(grad_output: Tensor, logits: Tensor, *others: Any) -> Tensor:
 
 def composite(options: _Options, logits: Tensor, target: Tensor, class_weight: Tensor | None) -> Tensor:
     """Torch's own cross-entropy with the operators' options."""
-    reduction, ignore_index, label_smoothing, promote = options
+    reduction, ignore_index, label_smoothing, promote, *terms = options
+    if has_terms(terms):
+        loss = composite_with_terms(
+            logits, target, class_weight, reduction, ignore_index, label_smoothing, RowTerms(*terms)
+        )
+        return loss.to(_loss_dtype(logits, target, promote))
     if target.dtype == torch.int32:
         target = target.long()
     if promote:
@@ -144,7 +151,7 @@ def _save_with_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tenso
 
 def _differentiate_with_statistics(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_output is None:
-        return (None,) * 7
+        return (None,) * (3 + len(ctx.options))
     *arguments, statistics = ctx.saved_tensors
     return _gradients(ctx, grad_output, arguments, statistics)
 
@@ -152,18 +159,18 @@ def _differentiate_with_statistics(ctx: Any, grad_output: Tensor | None, _: Tens
 def _gradients(ctx: Any, grad_output: Tensor, arguments: Any, statistics: Tensor) -> tuple[Tensor | None, ...]:
     gradient = call("cross_entropy_backward", grad_output, *arguments, statistics, *ctx.options)
     others = other_gradients(ctx, partial(composite, ctx.options), arguments, grad_output)
-    return (gradient, *others, None, None, None, None)
+    return (gradient, *others, *(None for _ in ctx.options))
 
 
 def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
     """See the top of this file. The statistics are the logits' own: what depends on them is in the logits' part."""
     grad_output, logits, target, class_weight, statistics = ctx.saved_tensors
-    reduction = ctx.options[0]
+    reduction, _, _, _, *terms = ctx.options
     wants_scale, wants_logits, wants_target, wants_weight, *_ = ctx.needs_input_grad
-    if wants_target or wants_weight:
+    if wants_target or wants_weight or has_terms(terms):
         formula = partial(composite, ctx.options)
         arguments = (grad_output, logits, target, class_weight)
-        return (*second_gradients(ctx, formula, arguments, direction), None, None, None, None, None)
+        return (*second_gradients(ctx, formula, arguments, direction), None, *(None for _ in ctx.options))
     dtype = accumulation_dtype(logits.dtype)
     dim = class_dim(logits.shape)
     for_scale = for_logits = None
@@ -186,7 +193,7 @@ def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None,
         for_logits = torch._softmax_backward_data(direction.to(dtype), softmax, dim, dtype)  # p (v - <p, v>)
         for_logits = for_logits * scale if torch.is_grad_enabled() else for_logits.mul_(scale)
         for_logits = for_logits.to(logits.dtype)
-    return (for_scale, for_logits, None, None, None, None, None, None, None)
+    return (for_scale, for_logits, None, None, None, *(None for _ in ctx.options))
 
 
 def _row_scale(
@@ -198,7 +205,7 @@ def _row_scale(
     dtype: torch.dtype,
 ) -> Tensor:
     """s M of every position; 0 where the target is ignored."""
-    reduction, ignore_index, label_smoothing, _ = options
+    reduction, ignore_index, label_smoothing, *_ = options
     dim = class_dim(logits.shape)
     num_classes = logits.shape[dim]
     grad_output = grad_output.to(dtype)
@@ -206,7 +213,7 @@ def _row_scale(
         mass = target.to(dtype) * (1 - label_smoothing) + label_smoothing / num_classes
         if class_weight is not None:
             mass = mass * class_weight.to(dtype).view(-1, *[1] * (logits.dim() - dim - 1))
-        scale = mass.sum(dim)
+        scale: Tensor = mass.sum(dim)
         return scale * (grad_output / scale.numel() if reduction == MEAN else grad_output)
     weights = target_weights(target, class_weight, ignore_index, dtype)
     mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
@@ -232,7 +239,7 @@ def _denominators(
 
 
 def _batch_with_statistics(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-    logits, target, class_weight, reduction, ignore_index, label_smoothing, promote = arguments
+    logits, target, class_weight, reduction, ignore_index, label_smoothing, promote, *terms = arguments
     if in_dims[2] is not None:
         return call_one_by_one("cross_entropy_with_statistics", info, in_dims, *arguments)
     logits, target = (batch_first(tensor, info, dim) for tensor, dim in zip((logits, target), in_dims, strict=False))
@@ -245,6 +252,7 @@ def _batch_with_statistics(info: Any, in_dims: tuple[int | None, ...], *argument
         ignore_index,
         label_smoothing,
         promote or reduction != NONE,
+        *terms,
     )
     losses = losses.view(info.batch_size, *position_sizes(logits.shape[1:]))
     if reduction != NONE:
@@ -259,7 +267,8 @@ def _batch_loss(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> 
 
 
 def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
-    *tensors, reduction, ignore_index, label_smoothing, promote = arguments
+    tensors = list(arguments[:5])
+    reduction, ignore_index, label_smoothing, promote, *terms = arguments[5:]
     if in_dims[3] is not None:
         return call_one_by_one("cross_entropy_backward", info, in_dims, *arguments)
     class_weight = tensors.pop(3)
@@ -281,6 +290,7 @@ def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any)
         ignore_index,
         label_smoothing,
         promote,
+        *terms,
     )
     return unfold(gradient, logits), 0
 

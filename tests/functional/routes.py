@@ -156,6 +156,11 @@ ROUTES = [
     Route("cross_entropy with weight", FUSED, classes(weight=weight())),
     Route("cross_entropy with ignore_index", FUSED, classes(ignore_index=2)),
     Route("cross_entropy with label_smoothing", FUSED, classes(label_smoothing=0.1)),
+    Route(
+        "cross_entropy with logit_scale, softcap, lse_square_scale or focal_gamma (on a GPU: torch)",
+        FUSED,
+        classes(softcap=3.0, lse_square_scale=1e-4),
+    ),
     Route("cross_entropy with reduction='none'", FUSED, classes(reduction="none")),
     Route("cross_entropy with reduction='sum'", FUSED, classes(reduction="sum")),
     Route("cross_entropy of logits without a batch axis (C)", FUSED, classes(shape=(5,))),

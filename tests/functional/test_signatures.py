@@ -30,13 +30,23 @@ def parameters(function):
 INPLACE_GRADIENT = ("inplace_gradient", inspect.Parameter.KEYWORD_ONLY, False)
 
 
+ROW_TERMS = [
+    (name, inspect.Parameter.KEYWORD_ONLY, default)
+    for name, default in (("logit_scale", 1.0), ("softcap", None), ("lse_square_scale", 0.0), ("focal_gamma", 0.0))
+]
+TOKEN_WEIGHT = ("token_weight", inspect.Parameter.KEYWORD_ONLY, None)
+
+
 def additions(loss):
-    return [INPLACE_GRADIENT] if loss in (CROSS_ENTROPY, BINARY_CROSS_ENTROPY_WITH_LOGITS) else []
+    if loss is CROSS_ENTROPY:
+        return [INPLACE_GRADIENT, *ROW_TERMS]
+    return [INPLACE_GRADIENT] if loss is BINARY_CROSS_ENTROPY_WITH_LOGITS else []
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_signature(loss):
-    assert parameters(loss.ours) == parameters(loss.torchs) + additions(loss)
+    of_the_call = [TOKEN_WEIGHT] if loss is CROSS_ENTROPY else []
+    assert parameters(loss.ours) == parameters(loss.torchs) + additions(loss) + of_the_call
     assert parameters(loss.our_module) == parameters(loss.torch_module) + additions(loss)
     assert loss.ours.__name__ == loss.torchs.__name__
     assert loss.ours.__doc__

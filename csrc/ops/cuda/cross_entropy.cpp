@@ -14,6 +14,7 @@ class Call : public CrossEntropyProblem {
   Call(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
        const CrossEntropyOptions& options, bool wants_gradient)
       : CrossEntropyProblem(logits, target, class_weight, options, wants_gradient), scope_(logits), scratch_(logits) {
+    if (!options.is_plain()) refuse("there are no CUDA kernels for the terms of a row");
     if (params.logits_layout.class_stride != 1 && params.num_classes > INT32_MAX) {
       refuse("2^31 classes and more along a strided axis");
     }

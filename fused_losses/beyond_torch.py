@@ -1,0 +1,91 @@
+"""Cross-entropy with what torch's lacks: terms of a row (scale, softcap, z-loss, focal loss) and weights of tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .autograd.cross_entropy import fused_cross_entropy
+from .operators.class_axis import mean_denominator, position_sizes
+from .operators.cross_entropy import composite
+from .operators.cross_entropy import refusal as refusal_of_cross_entropy
+from .operators.registration import MEAN, NONE
+from .operators.row_terms import RowTerms
+from .operators.row_terms import refusal as refusal_of_terms
+from .route_log import note
+from .routing import kernel_route, promotes, reason_for_torch, without_waiting_wrapper
+
+__all__ = ["cross_entropy_beyond_torch", "reason_for_composite"]
+
+
+def reason_for_composite(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    promote: bool,
+    terms: RowTerms,
+) -> str | None:
+    """Why torch's own operators compute these terms, or ``None`` where a kernel does."""
+    return (
+        reason_for_torch(input, target, weight)
+        or refusal_of_cross_entropy(input, target, weight, ignore_index, label_smoothing, promote)
+        or (refusal_of_terms(input) if terms != RowTerms() else None)
+    )
+
+
+def cross_entropy_beyond_torch(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    terms: RowTerms,
+    token_weight: Tensor | None,
+    inplace_gradient: bool,
+) -> Tensor:
+    """See :func:`fused_losses.functional.cross_entropy`."""
+    if terms.focal_gamma and (label_smoothing or target.is_floating_point()):
+        raise ValueError("focal_gamma is for class indices without label smoothing")
+    wrapper, input = input, without_waiting_wrapper(input)
+    inplace_gradient = inplace_gradient and input is wrapper
+    options = (ignore_index, label_smoothing)
+    if token_weight is None:
+        return _with_terms(input, target, weight, reduction, *options, promotes(input), terms, inplace_gradient)
+    if token_weight.shape != position_sizes(input.shape):
+        expected = list(position_sizes(input.shape))
+        raise ValueError(f"Expected token_weight of shape {expected}, got {list(token_weight.shape)}")
+    counted = target
+    if not (target.is_floating_point() or (token_weight.requires_grad and torch.is_grad_enabled())):
+        # What counts for nothing is left out.
+        counted = torch.where(token_weight == 0, ignore_index, target.long())
+    losses = _with_terms(input, counted, weight, NONE, *options, True, terms, inplace_gradient) * token_weight
+    if reduction != NONE:
+        losses = losses.sum()
+    if reduction == MEAN:
+        losses = losses / mean_denominator(target, weight, ignore_index, input)
+    mixes_types = target.is_floating_point() and target.dtype != input.dtype
+    return losses if promotes(input) or mixes_types else losses.to(input.dtype)
+
+
+def _with_terms(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    promote: bool,
+    terms: RowTerms,
+    inplace_gradient: bool,
+) -> Tensor:
+    reason = reason_for_composite(input, target, weight, ignore_index, label_smoothing, promote, terms)
+    options = (reduction, ignore_index, label_smoothing, promote)
+    if reason is None:
+        route = kernel_route()
+        note("cross_entropy", route)
+        return fused_cross_entropy(route, input, target, weight, *options, inplace_gradient, terms)
+    note("cross_entropy", f"torch: {reason}")
+    return composite((*options, *terms), input, target, weight)

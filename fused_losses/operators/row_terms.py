@@ -1,0 +1,90 @@
+"""What a row of cross-entropy may have besides its masses: Note [Terms of a row] in ``csrc/core/cross_entropy.h``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..torch_losses import torch_function
+from .class_axis import accumulation_dtype, class_dim, mean_denominator
+from .registration import MEAN, NONE
+from .token_statistics import transformed
+
+
+class RowTerms(NamedTuple):
+    """The operators' trailing options; without any of them the operators take their defaults."""
+
+    logit_scale: float = 1.0
+    softcap: float = 0.0
+    """0: none."""
+    lse_square_scale: float = 0.0
+    focal_gamma: float = 0.0
+
+
+def row_terms(logit_scale: float, softcap: float | None, lse_square_scale: float, focal_gamma: float) -> RowTerms:
+    """Of a caller's options.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be positive and finite, not {softcap}")
+    if not (math.isfinite(logit_scale) and logit_scale != 0):
+        raise ValueError(f"logit_scale must be finite and not 0, not {logit_scale}")
+    if not math.isfinite(lse_square_scale):
+        raise ValueError(f"lse_square_scale must be finite, not {lse_square_scale}")
+    if not 0 <= focal_gamma < math.inf:
+        raise ValueError(f"focal_gamma must be finite and not negative, not {focal_gamma}")
+    return RowTerms(float(logit_scale), float(softcap or 0.0), float(lse_square_scale), float(focal_gamma))
+
+
+def has_terms(options: Sequence[float]) -> bool:
+    """Whether the operators' trailing options are other than their defaults, which a graph may spell out."""
+    return bool(options) and tuple(options) != RowTerms()
+
+
+def refusal(logits: Tensor) -> str | None:
+    """Why the kernels do not compute terms of a row, or ``None``."""
+    return None if logits.is_cpu else "there are no kernels for the terms of a row on this device"
+
+
+def composite_with_terms(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    terms: RowTerms,
+) -> Tensor:
+    """The loss by torch's own operators, in the type of computation."""
+    dtype = accumulation_dtype(logits.dtype)
+    by_index = not target.is_floating_point()
+    x = transformed(logits.to(dtype), terms.logit_scale, terms.softcap)
+    target = target.long() if target.dtype == torch.int32 else target if by_index else target.to(dtype)
+    losses = torch_function("cross_entropy")(
+        x,
+        target,
+        None if class_weight is None else class_weight.to(dtype),
+        ignore_index=ignore_index,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    if terms.focal_gamma:
+        surprise = torch_function("cross_entropy")(x, target, ignore_index=ignore_index, reduction="none")
+        # A power below 1 has no derivative at 0, where nothing is left of the loss.
+        complement = -torch.expm1(-surprise).clamp(max=-torch.finfo(dtype).tiny)
+        losses = losses * complement**terms.focal_gamma
+    if terms.lse_square_scale:
+        squares = torch.logsumexp(x, class_dim(x.shape)) ** 2 * terms.lse_square_scale
+        losses = losses + (torch.where(target != ignore_index, squares, 0) if by_index else squares)
+    if reduction == NONE:
+        return losses
+    total = losses.sum()
+    if reduction != MEAN:
+        return total
+    return total / mean_denominator(target, class_weight, ignore_index, x)
