@@ -11,6 +11,7 @@ gradients, without the pool of gradient memory. "products" are over at most a gi
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ SHAPES = (
     "16384x128x100000",
     "2048x256x32000/70",
 )
+COLUMNS = ("fused", "products", "torch, unfused", "torch, options", "ours on F.linear")
 MOST_LOGITS = 1 << 28  # of the products at a time
 MOST_UNFUSED_BYTES = 12 << 30  # of the logits, their log-probabilities and their gradient: torch is left out above
 
@@ -65,7 +67,7 @@ def products(problem: Problem) -> None:
     x, weight = (leaf.detach().float() for leaf in problem.leaves)
     x = x[problem.target != -100]
     to_weight = torch.zeros_like(weight)
-    for rows in x.split(max(1, MOST_LOGITS // len(weight))):
+    for rows in torch.split(x, max(1, MOST_LOGITS // len(weight))):
         logits = torch.mm(rows, weight.t())
         torch.mm(logits, weight)
         to_weight.addmm_(logits.t(), rows)
@@ -110,13 +112,13 @@ def measured(problem: Problem, functions: dict[str, Contender], rounds: int) -> 
     device = CpuDevice()
     with fused_losses.limited_gradient_pool(0):  # which is a warm-up too
         megabytes = {
-            name: ((device.peak_bytes(lambda f=f: f(problem)) or 0) - _gradient_bytes(name, problem)) / 1e6
+            name: ((device.peak_bytes(partial(f, problem)) or 0) - _gradient_bytes(name, problem)) / 1e6
             for name, f in functions.items()
         }
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            seconds[name].append(device.seconds([lambda f=function: f(problem)]))
+            seconds[name].append(device.seconds([partial(function, problem)]))
     return {name: (sorted(of_one)[rounds // 2], megabytes[name]) for name, of_one in seconds.items()}
 
 
@@ -129,17 +131,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--shape", action="append", help="rows x features x classes[/percent ignored]; repeatable")
     parser.add_argument("--dtype", action="append", choices=["float32", "float64", "bfloat16", "float16"])
+    parser.add_argument("--without", action="append", default=[], choices=COLUMNS[1:], help="a column; repeatable")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--emulated", action="store_true", help="torch's 16-bit products too: minutes")
     options = parser.parse_args(arguments)
-    columns = ("fused", "products", "torch, unfused", "torch, options", "ours on F.linear")
+    columns = COLUMNS
     title = f"forward and backward, {torch.get_num_threads()} threads: s (a multiple of fused), MB"
     table = Table("shape", "dtype", *columns, title=title)
     console = Console(width=170)
     for dtype in options.dtype or ["float32", "bfloat16"]:
         for shape in options.shape or SHAPES:
             of_shape = problem(shape, getattr(torch, dtype))
-            results = measured(of_shape, contenders(of_shape, options.emulated), options.rounds)
+            functions = contenders(of_shape, options.emulated)
+            functions = {name: f for name, f in functions.items() if name not in options.without}
+            results = measured(of_shape, functions, options.rounds)
             base = results["fused"][0]
             cells = [
                 f"{results[name][0]:.3f} ({results[name][0] / base:.2f}), {results[name][1]:.0f}"

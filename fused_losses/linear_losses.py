@@ -11,18 +11,20 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from .autograd.linear_cross_entropy import fused_linear_cross_entropy
+from .autograd.linear_operator import linear_cross_entropy_in_a_graph
 from .autograd.linear_token_statistics import LinearTokenStatisticsFunction, fused_linear_token_statistics
 from .operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.linear_cross_entropy import LinearLossOptions, composite, composite_statistics
 from .operators.token_statistics import refusal as refusal_of_statistics
-from .route_log import EAGER, note
+from .route_log import COMPILED, EAGER, note
 from .routing import has_overrides, is_autocast, kernel_route, promotes, reason_for_torch
 from .tokens import TokenStatistics
 from .torch_losses import LINEAR_CROSS_ENTROPY, mark_as_replacement, torch_function
 
 __all__ = ["linear_cross_entropy", "linear_token_statistics"]
 
+_WATCHED = "a transform, a mode or a graph sees torch's operators"
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _torch_linear_cross_entropy = torch_function(LINEAR_CROSS_ENTROPY) if hasattr(F, LINEAR_CROSS_ENTROPY) else None
 
@@ -149,9 +151,16 @@ def linear_cross_entropy(
         None if token_weight is None else layer.rows_of_positions(token_weight),
     )
     reason = "a subclass or a mode overrides torch's functions" if overridden else _against_chunks(*arguments)
+    chunk_rows = getattr(options, "batch_chunk_size", None)
+    if reason is None and (route := kernel_route()) != EAGER:
+        wants_token_weight = token_weight is not None and token_weight.requires_grad and torch.is_grad_enabled()
+        if route == COMPILED and loss_options.reduction and not wants_token_weight:
+            note(LINEAR_CROSS_ENTROPY, COMPILED)
+            return linear_cross_entropy_in_a_graph(loss_options, chunk_rows, *arguments)
+        reason = _WATCHED
     if reason is None:
         note(LINEAR_CROSS_ENTROPY, EAGER)
-        loss = fused_linear_cross_entropy(loss_options, getattr(options, "batch_chunk_size", None), *arguments)
+        loss = fused_linear_cross_entropy(loss_options, chunk_rows, *arguments)
     else:
         note(LINEAR_CROSS_ENTROPY, f"torch: {reason}")
         loss = composite(loss_options, *arguments)
@@ -225,6 +234,8 @@ def linear_token_statistics(
         if has_overrides(input, linear_weight, linear_bias, target)
         else _against_chunks(*arguments) or refusal_of_statistics(layer.stand_in(), target.flatten(), *options)
     )
+    if reason is None and kernel_route() != EAGER:
+        reason = _WATCHED
     if reason is not None:
         note("linear_token_statistics", f"torch: {reason}")
         results: tuple[Tensor, ...] = composite_statistics(options, *arguments)
@@ -366,8 +377,6 @@ def _against_chunks(
             reason = reason_for_torch(tensor, input.detach())
     if reason is None and not input.is_cpu:
         return "there are no kernels for linear layers on this device"
-    if reason is None and (route := kernel_route()) != EAGER:
-        return f"{route.removeprefix('kernel, ')}, torch's operators are what can be watched"
     return reason
 
 

@@ -35,13 +35,13 @@ from .eager import eager_apply, saves_through_hooks
 from .linear_chunks import Chunk, LinearChunks, LinearGradients
 from .row_losses import RowLoss
 
-__all__ = ["LinearCrossEntropyFunction", "fused_linear_cross_entropy"]
+__all__ = ["LinearCrossEntropyFunction", "LinearProblem", "fused_linear_cross_entropy"]
 
 _Wanted = tuple[bool, bool, bool]  # the gradients of input, weight and bias
 _NUM_TENSORS = 6
 
 
-class _Problem:
+class LinearProblem:
     """The tensors of a call, and the loops over its chunks."""
 
     def __init__(
@@ -207,7 +207,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         ctx.options, ctx.chunk_rows = options, chunk_rows
         ctx.gradients = None
         with autocast_is_off(input.device.type):
-            problem = _Problem(options, chunk_rows, *tensors, keeps_weightless=wants_token_weight)
+            problem = LinearProblem(options, chunk_rows, *tensors, keeps_weightless=wants_token_weight)
             if options.reduction != NONE and not wants_token_weight and not saves_through_hooks():
                 loss, ctx.gradients = problem.loss_and_gradients(ctx.needs_input_grad[:3])
                 ctx.save_for_backward(*tensors, None)
@@ -259,7 +259,7 @@ def _computed_gradients(
 ) -> list[Tensor | None]:
     *_, target, _, token_weight = tensors
     wants_token_weight = ctx.needs_input_grad[5]
-    problem = _Problem(ctx.options, ctx.chunk_rows, *tensors, keeps_weightless=wants_token_weight)  # type: ignore[misc]
+    problem = LinearProblem(ctx.options, ctx.chunk_rows, *tensors, keeps_weightless=wants_token_weight)  # type: ignore[misc]
     shape = (*target.shape[:1], *target.shape[2:]) if target.is_floating_point() else target.shape
     scale = (grad_output.double() / problem.denominator()).to(problem.chunks.dtype).expand(shape)
     row_scale = scale.contiguous() if problem.token_weight is None else scale * problem.token_weight
@@ -293,5 +293,5 @@ def fused_linear_cross_entropy(options: LinearLossOptions, chunk_rows: int | Non
     input, weight, bias, target, class_weight, token_weight = tensors
     assert input is not None and weight is not None and target is not None
     with torch.no_grad(), autocast_is_off(input.device.type):
-        problem = _Problem(options, chunk_rows, input, weight, bias, target, class_weight, token_weight)
+        problem = LinearProblem(options, chunk_rows, input, weight, bias, target, class_weight, token_weight)
         return problem.reduced(problem.losses()).to(options.loss_dtype)

@@ -445,18 +445,42 @@ def test_autocast_has_the_rules_of_the_layer_and_of_the_loss(backward_inside, dt
         assert (our - exact_).abs().amax() <= (torchs_ - exact_).abs().amax() + 1e-6 * largest
 
 
+OPERATOR = "fused_losses.linear_cross_entropy_prepared.default"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("extras", [{}, EXTRAS[-1]], ids=str)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_compiled_graph_has_no_break(reduction):
+def test_a_compiled_graph_has_no_break_and_holds_the_operator(reduction, extras, dtype):
     torch.compiler.reset()
-    leaves, target = layer(dtype=torch.float32), indices()
+    leaves, target = layer(dtype=dtype), indices()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     def loss(*leaves):
-        return linear_cross_entropy(leaves[0], leaves[1], target, linear_bias=leaves[2], reduction=reduction).sum()
+        options = {"linear_bias": leaves[2], "reduction": reduction, **extras}
+        return linear_cross_entropy(leaves[0] * 2, leaves[1], target, **options).sum() * 3
 
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(loss, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(*leaves), loss(*leaves))
     found, expected = (torch.autograd.grad(f(*leaves), leaves) for f in (compiled, loss))
     torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*leaves), loss(*leaves))
+    holds = any(str(node.target) == OPERATOR for graph in graphs for node in graph.graph.nodes)
+    assert holds == (reduction != "none")
+
+
+def test_the_operator_is_described_to_torch():
+    leaves, target = layer(), indices()
+    arguments = (*leaves, target, None, None, [True, True, True], None, 9, 1, -100, 0.0, 1.0, 0.0, 0.0, torch.float64)
+    everything = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(
+        torch.ops.fused_losses.linear_cross_entropy_prepared.default, arguments, test_utils=everything
+    )
 
 
 def test_modes_and_subclasses_see_the_operators():
