@@ -335,9 +335,9 @@ def _cast(tensor: Tensor) -> Tensor:
 
 
 def _check_scales(logit_scale: float, softcap: float | None) -> None:
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+    if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"softcap must be positive, not {softcap}")
-    if not math.isfinite(logit_scale) or logit_scale == 0:
+    if not 0 < abs(logit_scale) < math.inf:  # not math.isfinite, which Dynamo does not trace
         raise ValueError(f"logit_scale must be a finite number other than 0, not {logit_scale}")
 
 
