@@ -9,6 +9,7 @@ from ._cuda import is_cuda_available
 from ._version import __version__
 from .explaining import explain
 from .gradient_pool import gradient_pool_limit, limited_gradient_pool, set_gradient_pool_limit
+from .linear_modules import LinearCrossEntropyLoss
 from .modules import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, NLLLoss
 from .patching import convert, is_patched, patch, patched, revert, unpatch
 from .route_log import routes
@@ -17,6 +18,7 @@ __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
+    "LinearCrossEntropyLoss",
     "NLLLoss",
     "__version__",
     "autograd",

@@ -1,4 +1,4 @@
-"""The four losses under the names, arguments and defaults of :mod:`torch.nn.functional`, and the statistics of tokens.
+"""The losses under the names, arguments and defaults of :mod:`torch.nn.functional`, and the statistics of tokens.
 
 Each function computes on the fused kernels where they apply and calls torch's own function everywhere else, which also
 says what is wrong with a call: ``docs/routing.md`` lists which calls go where.
@@ -19,6 +19,7 @@ from .autograd.binary_cross_entropy_with_logits import fused_binary_cross_entrop
 from .autograd.cross_entropy import fused_cross_entropy
 from .autograd.nll_loss import fused_nll_loss
 from .beyond_torch import cross_entropy_beyond_torch
+from .linear_losses import linear_cross_entropy, linear_token_statistics
 from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_entropy
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.elementwise import refusal as refusal_of_elementwise
@@ -44,6 +45,8 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "entropy_from_logits",
+    "linear_cross_entropy",
+    "linear_token_statistics",
     "nll_loss",
     "selective_log_softmax",
     "token_statistics",

@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import nn
 
-from . import functional, modules
-from .torch_losses import NAMES, is_replacement, original_of
+from . import functional, linear_modules, modules
+from .torch_losses import PATCHED_NAMES, is_replacement, original_of
 
 __all__ = ["convert", "is_patched", "patch", "patched", "revert", "unpatch"]
 
@@ -28,19 +28,21 @@ _FUSED_MODULES: dict[type[nn.Module], type[nn.Module]] = {
     nn.BCELoss: modules.BCELoss,
     nn.BCEWithLogitsLoss: modules.BCEWithLogitsLoss,
 }
+if hasattr(nn, "LinearCrossEntropyLoss"):
+    _FUSED_MODULES[nn.LinearCrossEntropyLoss] = linear_modules.LinearCrossEntropyLoss
 _TORCH_MODULES = {fused: original for original, fused in _FUSED_MODULES.items()}
 
 
 def _apply_state() -> None:
     wanted = _patched_for_good or _depth > 0
-    for name in NAMES:
+    for name in PATCHED_NAMES:
         current, fused = getattr(F, name), getattr(functional, name)
         if is_replacement(current) or current is original_of(fused):  # somebody else's patch stays
             setattr(F, name, fused if wanted else original_of(current))
 
 
 def patch() -> None:
-    """Replace the four losses in :mod:`torch.nn.functional`, and so in every module that calls them there.
+    """Replace the losses in :mod:`torch.nn.functional`, and so in every module that calls them there.
 
     Names that were imported from it before (``from torch.nn.functional import cross_entropy``) stay torch's, and cannot
     be pickled as long as others stand in their place. May be called any number of times, from any thread.

@@ -8,9 +8,19 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["NAMES", "is_replacement", "mark_as_replacement", "original_of", "torch_function"]
+__all__ = [
+    "LINEAR_CROSS_ENTROPY",
+    "NAMES",
+    "PATCHED_NAMES",
+    "is_replacement",
+    "mark_as_replacement",
+    "original_of",
+    "torch_function",
+]
 
 NAMES = ("binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss")
+LINEAR_CROSS_ENTROPY = "linear_cross_entropy"  # not in every torch
+PATCHED_NAMES = (*NAMES, LINEAR_CROSS_ENTROPY) if hasattr(F, LINEAR_CROSS_ENTROPY) else NAMES
 
 # On each of our functions: torch's function that it replaces. It outlives a reload of any module.
 _MARK = "__fused_losses_original__"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as torch_functional
 
 import fused_losses
-from fused_losses import explaining, functional, modules, route_log
+from fused_losses import explaining, functional, linear_losses, linear_modules, modules, route_log
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,7 +60,40 @@ def test_the_page_about_tokens_shows_what_torchs_operators_compute() -> None:
     torch.testing.assert_close(ours.grad, torchs.grad)
 
 
-@pytest.mark.parametrize("module", [functional, modules, explaining, route_log], ids=lambda module: module.__name__)
+def test_the_page_about_linear_layers_shows_what_torchs_operators_compute() -> None:
+    names: dict[str, Any] = {"torch": torch}
+    page = (ROOT / "docs" / "linear_cross_entropy.md").read_text()
+    for example in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(example, "linear_cross_entropy.md", "exec"), names)
+    hidden, head = torch.randn(3, 7, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    labels = torch.randint(50, (3, 7))
+    labels[0, 4:] = -100
+    counts = labels[:, 1:] != -100
+    x = 30 * torch.tanh(hidden[:, :-1] @ head.t() / 30)
+    total = torch_functional.cross_entropy(x.transpose(1, 2), labels[:, 1:], reduction="sum")
+    total = total + 1e-4 * (x.logsumexp(-1).square() * counts).sum()
+    for items in (None, 40):
+        ours = names["language_model_loss"](hidden, head, labels, items, softcap=30.0)
+        expected = total / (counts.sum() if items is None else items)
+        torch.testing.assert_close(ours, expected)
+        gradients = (torch.autograd.grad(loss, (hidden, head), retain_graph=True) for loss in (ours, expected))
+        torch.testing.assert_close(*gradients)
+
+    model = names["NextItem"](50, 8)
+    states, next_items, event_weight = torch.randn(9, 8), torch.randint(50, (9,)), torch.rand(9).round(decimals=1)
+    ours = model.loss(states, next_items, event_weight)
+    scores = torch_functional.linear(states, model.items.weight, model.popularity) * 2
+    losses = torch_functional.cross_entropy(scores, next_items, reduction="none")
+    expected = (losses * event_weight).mean()
+    torch.testing.assert_close(ours, expected)
+    parameters = list(model.parameters())
+    torch.testing.assert_close(torch.autograd.grad(ours, parameters), torch.autograd.grad(expected, parameters))
+
+
+MODULES_WITH_EXAMPLES = [functional, modules, explaining, route_log, linear_losses, linear_modules]
+
+
+@pytest.mark.parametrize("module", MODULES_WITH_EXAMPLES, ids=lambda module: module.__name__)
 def test_docstring_examples_print_what_they_show(module) -> None:
     result = doctest.testmod(module, extraglobs={"torch": torch})
     assert result.attempted >= 3

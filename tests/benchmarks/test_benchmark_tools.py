@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fused_losses
-from benchmarks import capabilities, tokens
+from benchmarks import capabilities, linear_cross_entropy, tokens
 from benchmarks.cpu_device import CpuDevice
 from benchmarks.import_time import import_seconds
 from benchmarks.measure import Task
@@ -58,3 +58,9 @@ def test_the_eager_statistics_are_those_that_are_timed():
     logits, target = torch.randn(5, 40), torch.randint(40, (5,))
     for ours, eager in zip(token_statistics(logits, target), tokens.eager_statistics(logits, target), strict=True):
         torch.testing.assert_close(ours, eager)
+
+
+def test_the_loss_of_a_linear_layer_is_measured_beside_torchs(capsys):
+    linear_cross_entropy.main(["--rounds", "1", "--shape", "20x4x30/50", "--emulated"])
+    printed = capsys.readouterr().out
+    assert "20x4x30/50" in printed and "bfloat16" in printed and "products" in printed

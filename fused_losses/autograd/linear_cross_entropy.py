@@ -1,0 +1,296 @@
+"""Cross-entropy of a linear layer as a ``torch.autograd.Function``, a chunk of rows at a time.
+
+Note [Gradients of a linear loss]
+A mean or a sum computes the gradients of input and weight in its forward, while a chunk's logits are there: three
+products, as many as the layer alone needs. They stay on the context in the type of computation, for ``grad_output`` 1,
+until the backward multiplies them and rounds once: its bits depend on nothing that was before. An unreduced loss, a
+loss under saved-tensor hooks (a checkpoint would compute the gradients twice) and a ``grad_output`` that is not finite
+(0 times infinity must stay in the rows that count) compute them in the backward, one product more.
+
+Note [Rows that do not count]
+Ignored rows, and rows of token weight 0, are left out before the first product, whatever is in them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..operators.linear_cross_entropy import (
+    LinearLossOptions,
+    autocast_is_off,
+    composite,
+    counting_rows,
+    mean_denominator,
+)
+from ..operators.registration import MEAN, NONE
+from ..operators.row_terms import RowTerms
+from ..routing import is_watched
+from .backward import dense, is_batched, keeps_graph
+from .eager import eager_apply, saves_through_hooks
+from .linear_chunks import Chunk, LinearChunks, LinearGradients
+from .row_losses import RowLoss
+
+__all__ = ["LinearCrossEntropyFunction", "LinearProblem", "fused_linear_cross_entropy"]
+
+_Wanted = tuple[bool, bool, bool]  # the gradients of input, weight and bias
+_NUM_TENSORS = 6
+
+
+class LinearProblem:
+    """The tensors of a call, and the loops over its chunks."""
+
+    def __init__(
+        self,
+        options: LinearLossOptions,
+        chunk_rows: int | None,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        class_weight: Tensor | None,
+        token_weight: Tensor | None,
+        keeps_weightless: bool = False,
+    ) -> None:
+        num_classes = options.num_classes
+        num_heads = weight.shape[0] // num_classes
+        self.options = options
+        self.target = target
+        self.has_heads = target.dim() > (2 if target.is_floating_point() else 1)
+        _check_class_indices(target, options)
+        kept = _counting_rows(target, token_weight, options, keeps_weightless)
+        shape = (num_classes, num_heads) if self.has_heads else (num_classes,)
+        self.chunks = LinearChunks(input, weight, bias, shape, kept, chunk_rows)
+        dtype = self.chunks.dtype
+        self.token_weight = None if token_weight is None else token_weight.to(dtype)
+        self.row_loss = RowLoss(
+            None if class_weight is None else class_weight.to(dtype),
+            options.ignore_index,
+            options.label_smoothing,
+            RowTerms(options.logit_scale, options.softcap, options.lse_square_scale),
+        )
+        self._class_weight = class_weight
+
+    def target_of(self, chunk: Chunk) -> Tensor:
+        target = chunk.take(self.target)
+        return target.to(self.chunks.dtype) if target.is_floating_point() else target
+
+    def losses(self, statistics: list[Tensor] | None = None) -> Tensor:
+        """Of all positions, unweighted by tokens, 0 where they do not count; with statistics for :meth:`gradients`."""
+        num_rows = self.target.shape[0]
+        sizes = (num_rows, self.target.shape[-1]) if self.has_heads else (num_rows,)
+        losses = self.chunks.input.new_zeros(sizes, dtype=self.chunks.dtype)
+        for chunk in self.chunks:
+            logits, target = self.chunks.logits(self.chunks.rows(chunk)), self.target_of(chunk)
+            if statistics is None:
+                of_chunk = self.row_loss.losses(logits, target)
+            else:
+                of_chunk, saved = self.row_loss.losses_and_statistics(logits, target)
+                statistics.append(saved)
+            chunk.put(losses, of_chunk)
+        return losses
+
+    def reduced(self, losses: Tensor) -> Tensor:
+        if self.token_weight is not None:
+            losses = losses * self.token_weight
+        return losses if self.options.reduction == NONE else self._mean_or_sum(losses.sum(dtype=torch.float64))
+
+    def _mean_or_sum(self, total: Tensor) -> Tensor:
+        return total / self.denominator() if self.options.reduction == MEAN else total
+
+    def denominator(self) -> Tensor:
+        """What a reduced loss is divided by, in float64."""
+        if self.options.reduction != MEAN:
+            return torch.ones((), dtype=torch.float64)
+        return mean_denominator(self.target, self._class_weight, self.options)
+
+    def loss_and_gradients(self, wanted: _Wanted) -> tuple[Tensor, list[Tensor | None]]:
+        """The reduced loss, and its gradients in the type of computation."""
+        scale = self.denominator().reciprocal()
+        gradients = LinearGradients(self.chunks, wanted)
+        total = torch.zeros((), dtype=torch.float64)
+        row_scale = None if self.token_weight is None else (self.token_weight * scale).to(self.chunks.dtype)
+        for chunk in self.chunks:
+            rows, target = self.chunks.rows(chunk), self.target_of(chunk)
+            logits = self.chunks.logits(rows)
+            if row_scale is None or self.token_weight is None:
+                of_chunk, logit_gradient = self.row_loss.sum_and_gradient(logits, target, scale.item())
+            else:
+                losses, statistics = self.row_loss.losses_and_statistics(logits, target)
+                of_chunk = (losses * chunk.take(self.token_weight)).sum(dtype=torch.float64)
+                logit_gradient = self.row_loss.gradient(chunk.take(row_scale), logits, target, statistics)
+            total += of_chunk
+            gradients.add(chunk, rows, logit_gradient)
+            del logit_gradient  # its memory is the next chunk's
+        return self._mean_or_sum(total), gradients.total()
+
+    def gradients(self, row_scale: Tensor, wanted: _Wanted, statistics: Sequence[Tensor] = ()) -> list[Tensor | None]:
+        """Of the sum of ``row_scale`` times the losses; ``statistics`` of :meth:`losses`, or none."""
+        gradients = LinearGradients(self.chunks, wanted)
+        for i, chunk in enumerate(self.chunks):
+            rows, target = self.chunks.rows(chunk), self.target_of(chunk)
+            logits = self.chunks.logits(rows)
+            saved = statistics[i] if statistics else self.row_loss.losses_and_statistics(logits, target)[1]
+            gradients.add(chunk, rows, self.row_loss.gradient(chunk.take(row_scale), logits, target, saved))
+        return gradients.total()
+
+
+def _check_class_indices(target: Tensor, options: LinearLossOptions) -> None:
+    counts = counting_rows(target, options.ignore_index)
+    if counts is None:
+        return
+    bad = counts & ((target < 0) | (target >= options.num_classes))
+    if bad.any():
+        raise IndexError(f"Target {target[bad][0].item()} is out of bounds.")
+
+
+def _counting_rows(
+    target: Tensor, token_weight: Tensor | None, options: LinearLossOptions, keeps_weightless: bool
+) -> Tensor | None:
+    """See Note [Rows that do not count]; ``None`` where all count."""
+    counts = counting_rows(target, options.ignore_index)
+    if token_weight is not None and not keeps_weightless:
+        counts = token_weight != 0 if counts is None else counts & (token_weight != 0)
+    if counts is None:
+        return None
+    counts = counts.flatten(1).any(1) if counts.dim() > 1 else counts
+    return None if counts.all() else counts.nonzero().squeeze(1)
+
+
+class LinearCrossEntropyFunction(torch.autograd.Function):
+    r"""Cross-entropy of :math:`x W^\top + b`, whose logits exist a chunk of rows at a time.
+
+    .. math::
+        \frac{\partial \ell}{\partial x} = g W, \qquad
+        \frac{\partial \ell}{\partial W} = g^\top x, \qquad
+        \frac{\partial \ell}{\partial b} = \sum_n g_n
+
+    with the gradient :math:`g` of the logits: see :class:`fused_losses.autograd.CrossEntropyFunction`.
+
+    Args of :meth:`apply`, by position:
+        input: :math:`(N, F)`; float32, float64, bfloat16 or float16.
+        weight: :math:`(C D, F)`, for :math:`D` heads of :math:`C` classes.
+        bias: :math:`(C D)`, or ``None``.
+        target: class indices :math:`(N)`, or :math:`(N, D)`; or probabilities :math:`(N, C)`, or :math:`(N, C, D)`.
+        class_weight: :math:`(C)`, or ``None``.
+        token_weight: a factor for each loss, in the losses' shape, or ``None``.
+        options: :class:`fused_losses.operators.linear_cross_entropy.LinearLossOptions`.
+        chunk_rows: rows of a chunk, or ``None``.
+
+    Returns:
+        The loss: a scalar, or in the shape of the positions without reduction.
+
+    Raises:
+        IndexError: a class index is neither in :math:`[0, C)` nor ``ignore_index``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        class_weight: Tensor | None,
+        token_weight: Tensor | None,
+        options: LinearLossOptions,
+        chunk_rows: int | None = None,
+    ) -> Tensor:
+        tensors = (input, weight, bias, target, class_weight, token_weight)
+        wants_token_weight = ctx.needs_input_grad[5]
+        ctx.options, ctx.chunk_rows = options, chunk_rows
+        ctx.gradients = None
+        with autocast_is_off(input.device.type):
+            problem = LinearProblem(options, chunk_rows, *tensors, keeps_weightless=wants_token_weight)
+            if options.reduction != NONE and not wants_token_weight and not saves_through_hooks():
+                loss, ctx.gradients = problem.loss_and_gradients(ctx.needs_input_grad[:3])
+                ctx.save_for_backward(*tensors, None)
+            else:
+                statistics: list[Tensor] = []
+                losses = problem.losses(statistics)
+                loss = problem.reduced(losses)
+                ctx.save_for_backward(*tensors, losses if wants_token_weight else None, *statistics)
+        return loss.to(options.loss_dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: a checkpoint unpacks them no second time
+        tensors, losses, statistics = list(saved[:_NUM_TENSORS]), saved[_NUM_TENSORS], saved[_NUM_TENSORS + 1 :]
+        grad_output = dense(grad_output)
+        if not _is_plain(grad_output):
+            return (*_watched_gradients(ctx, tensors, grad_output), None, None)
+        with autocast_is_off(grad_output.device.type):
+            if ctx.gradients is not None and math.isfinite(scale := grad_output.item()):
+                return (*_take_gradients(ctx, tensors, scale), None, None, None, None, None)
+            return (*_computed_gradients(ctx, tensors, grad_output, losses, statistics), None, None)
+
+
+def _is_plain(grad_output: Tensor) -> bool:
+    """Whether nobody differentiates, batches or watches this backward."""
+    return not (is_watched() or torch.is_grad_enabled() or type(grad_output) is not Tensor or is_batched(grad_output))
+
+
+def _take_gradients(ctx: Any, tensors: list[Any], scale: float) -> list[Tensor | None]:
+    """What the forward computed, times ``grad_output``. Of a kept graph it is a copy: the caller may write into it."""
+    keeps = keeps_graph()
+    taken: list[Tensor | None] = []
+    for gradient, tensor in zip(ctx.gradients, tensors, strict=False):
+        if gradient is None:
+            taken.append(None)
+            continue
+        if scale != 1:
+            gradient = gradient * scale if keeps else gradient.mul_(scale)
+        elif keeps and gradient.dtype == tensor.dtype:
+            gradient = gradient.clone()
+        taken.append(gradient.to(tensor.dtype))
+    if not keeps:
+        ctx.gradients = None
+    return taken
+
+
+def _computed_gradients(
+    ctx: Any, tensors: list[Any], grad_output: Tensor, losses: Tensor | None, statistics: Sequence[Tensor]
+) -> list[Tensor | None]:
+    *_, target, _, token_weight = tensors
+    wants_token_weight = ctx.needs_input_grad[5]
+    problem = LinearProblem(ctx.options, ctx.chunk_rows, *tensors, keeps_weightless=wants_token_weight)  # type: ignore[misc]
+    shape = (*target.shape[:1], *target.shape[2:]) if target.is_floating_point() else target.shape
+    scale = (grad_output.double() / problem.denominator()).to(problem.chunks.dtype).expand(shape)
+    row_scale = scale.contiguous() if problem.token_weight is None else scale * problem.token_weight
+    gradients: list[Tensor | None] = [None, None, None]
+    if any(ctx.needs_input_grad[:3]):
+        gradients = problem.gradients(row_scale, ctx.needs_input_grad[:3], statistics)
+    rounded = [None if g is None else g.to(t.dtype) for g, t in zip(gradients, tensors, strict=False)]
+    to_token_weight = None if losses is None else (losses * scale).to(token_weight.dtype)
+    return [*rounded, None, None, to_token_weight]
+
+
+def _watched_gradients(ctx: Any, tensors: list[Any], grad_output: Tensor) -> list[Tensor | None]:
+    """Through torch's operators, with all logits. Of aliases: see Note [Hooks of saved tensors]."""
+    needed = ctx.needs_input_grad[:_NUM_TENSORS]
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+        wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if alias is not None and needs]
+        loss = partial(composite, ctx.options)(*aliases)  # type: ignore[arg-type]
+        found = iter(torch.autograd.grad(loss, wanted, grad_output, create_graph=create_graph))
+    return [next(found) if needs else None for needs in needed]
+
+
+_apply = eager_apply(LinearCrossEntropyFunction)
+
+
+def fused_linear_cross_entropy(options: LinearLossOptions, chunk_rows: int | None, *tensors: Tensor | None) -> Tensor:
+    """The loss in plain eager mode. ``tensors`` are those of :class:`LinearCrossEntropyFunction`."""
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return _apply(*tensors, options, chunk_rows)
+    input, weight, bias, target, class_weight, token_weight = tensors
+    assert input is not None and weight is not None and target is not None
+    with torch.no_grad(), autocast_is_off(input.device.type):
+        problem = LinearProblem(options, chunk_rows, input, weight, bias, target, class_weight, token_weight)
+        return problem.reduced(problem.losses()).to(options.loss_dtype)

@@ -1,0 +1,92 @@
+"""A reduced linear cross-entropy as one operator, for compiled graphs: loss and gradients of the whole layer.
+
+The gradients are in the type of computation and for ``grad_output`` 1, as in Note [Gradients of a linear loss]; a graph
+holds those that are wanted until its backward multiplies them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..operators.class_axis import accumulation_dtype
+from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off
+from .linear_cross_entropy import LinearProblem
+
+__all__ = ["linear_cross_entropy_in_a_graph"]
+
+
+@torch.library.custom_op("fused_losses::linear_cross_entropy_prepared", mutates_args=())
+def _prepared(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    token_weight: Tensor | None,
+    wanted: list[bool],
+    chunk_rows: int | None,
+    num_classes: int,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    logit_scale: float,
+    softcap: float,
+    lse_square_scale: float,
+    loss_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    scales = (label_smoothing, logit_scale, softcap, lse_square_scale)
+    options = LinearLossOptions(num_classes, reduction, ignore_index, *scales, loss_dtype)
+    tensors = (input, weight, bias, target, class_weight, token_weight)
+    with torch.no_grad(), autocast_is_off(input.device.type):
+        problem = LinearProblem(options, chunk_rows, *tensors)
+        if any(wanted):
+            loss, gradients = problem.loss_and_gradients((wanted[0], wanted[1], wanted[2]))
+        else:
+            loss, gradients = problem.reduced(problem.losses()), [None, None, None]
+        nothing = [input.new_empty(0, dtype=problem.chunks.dtype) for _ in gradients]
+        of_input, of_weight, of_bias = (g if g is not None else n for g, n in zip(gradients, nothing, strict=True))
+    return loss.to(loss_dtype), of_input, of_weight, of_bias
+
+
+@_prepared.register_fake
+def _(input: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted, loss_dtype, dtype = others[3], others[-1], accumulation_dtype(input.dtype)
+    shapes = (input.shape, weight.shape, weight.shape[:1])
+    of_input, of_weight, of_bias = (
+        input.new_empty(shape if wants else (0,), dtype=dtype) for shape, wants in zip(shapes, wanted, strict=True)
+    )
+    return input.new_empty((), dtype=loss_dtype), of_input, of_weight, of_bias
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, *gradients = output
+    ctx.mark_non_differentiable(*gradients)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*gradients)
+    ctx.dtype = inputs[0].dtype
+    ctx.num_arguments = len(inputs)
+
+
+def _differentiate(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    found: list[Tensor | None] = [None] * ctx.num_arguments
+    if grad_output is not None:
+        for i, gradient in enumerate(ctx.saved_tensors):
+            if ctx.needs_input_grad[i]:
+                found[i] = (gradient * grad_output.to(gradient.dtype)).to(ctx.dtype)
+    return tuple(found)
+
+
+_prepared.register_autograd(_differentiate, setup_context=_save)
+
+
+def linear_cross_entropy_in_a_graph(
+    options: LinearLossOptions, chunk_rows: int | None, *tensors: Tensor | None
+) -> Tensor:
+    """A mean or a sum. ``tensors`` are those of :class:`LinearCrossEntropyFunction`."""
+    differentiates = torch.is_grad_enabled()
+    wanted = [differentiates and tensor is not None and tensor.requires_grad for tensor in tensors[:3]]
+    loss: Tensor = _prepared(*tensors, wanted, chunk_rows, *options)[0]
+    return loss

@@ -1,0 +1,113 @@
+"""The statistics of tokens of a linear layer as a ``torch.autograd.Function``, a chunk of rows at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _ops
+from ..operators.linear_cross_entropy import autocast_is_off, composite_statistics
+from ..routing import is_watched
+from .backward import below_autograd, is_batched
+from .linear_chunks import LinearChunks, LinearGradients
+
+__all__ = ["LinearTokenStatisticsFunction", "fused_linear_token_statistics"]
+
+_Options = tuple[float, float, int]  # logit_scale, softcap (0: none), ignore_index
+
+
+def _chunks(input: Tensor, weight: Tensor, bias: Tensor | None) -> LinearChunks:
+    return LinearChunks(input, weight, bias, (weight.shape[0],), kept=None, chunk_rows=None)
+
+
+def fused_linear_token_statistics(
+    options: _Options,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    saved: list[Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """Log-probability, log-sum-exp, entropy and argmax of each row; ``saved`` takes what the backward needs."""
+    parts: list[tuple[Tensor, ...]] = []
+    with torch.no_grad(), autocast_is_off(input.device.type), below_autograd():
+        chunks = _chunks(input, weight, bias)
+        for chunk in chunks:
+            *results, of_chunk = _ops.token_statistics(chunks.logits(chunks.rows(chunk)), chunk.take(target), *options)
+            parts.append(tuple(results))
+            if saved is not None:
+                saved.append(of_chunk)
+    return tuple(torch.cat(results) for results in zip(*parts, strict=True))
+
+
+class LinearTokenStatisticsFunction(torch.autograd.Function):
+    r"""Log-probability, log-sum-exp, entropy and argmax of the rows of :math:`x W^\top + b`.
+
+    The backward computes the logits again, a chunk at a time: see ``csrc/core/token_statistics.h`` for their gradient.
+
+    Args of :meth:`apply`, by position:
+        input: :math:`(N, F)`.
+        weight: :math:`(V, F)`.
+        bias: :math:`(V)`, or ``None``.
+        target: class indices :math:`(N)`.
+        options: ``logit_scale``, ``softcap`` (0 for none) and ``ignore_index``.
+
+    Returns:
+        The four statistics, each :math:`(N)`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: _Options
+    ) -> tuple[Tensor, ...]:
+        saved: list[Tensor] = []
+        results = fused_linear_token_statistics(options, input, weight, bias, target, saved)
+        ctx.mark_non_differentiable(results[-1])
+        ctx.set_materialize_grads(False)
+        ctx.options = options
+        ctx.save_for_backward(input, weight, bias, target, *saved)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        input, weight, bias, target, *saved = ctx.saved_tensors
+        grads = grad_outputs[:3]
+        if all(grad is None for grad in grads):
+            return (None,) * 5
+        if _is_watched_backward(grads):
+            return (*_watched_gradients(ctx, (input, weight, bias, target), grads), None, None)
+        with autocast_is_off(input.device.type), below_autograd():
+            chunks = _chunks(input, weight, bias)
+            gradients = LinearGradients(chunks, ctx.needs_input_grad[:3])
+            for chunk, of_chunk in zip(chunks, saved, strict=True):
+                rows = chunks.rows(chunk)
+                of_rows = [None if grad is None else chunk.take(grad) for grad in grads]
+                logits = chunks.logits(rows)
+                arguments = (*of_rows, logits, chunk.take(target), of_chunk, *ctx.options)
+                gradients.add(chunk, rows, _ops.token_statistics_backward(*arguments))
+        found = zip(gradients.total(), (input, weight, bias), strict=True)
+        return (*(None if gradient is None else gradient.to(tensor.dtype) for gradient, tensor in found), None, None)
+
+
+def _is_watched_backward(grads: tuple[Tensor | None, ...]) -> bool:
+    return is_watched() or torch.is_grad_enabled() or any(grad is not None and is_batched(grad) for grad in grads)
+
+
+def _watched_gradients(ctx: Any, tensors: tuple[Any, ...], grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """Through torch's operators, with all logits. Of aliases: see Note [Hooks of saved tensors]."""
+    *differentiable, target = tensors
+    needed = ctx.needs_input_grad[:3]
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in differentiable]
+        results = composite_statistics(ctx.options, *aliases, target)[:3]  # type: ignore[call-arg, arg-type]
+        used = [(result, grad) for result, grad in zip(results, grads, strict=True) if grad is not None]
+        wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if alias is not None and needs]
+        found = iter(
+            torch.autograd.grad(
+                [result for result, _ in used], wanted, [grad for _, grad in used], create_graph=create_graph
+            )
+        )
+    return [next(found) if needs else None for needs in needed]

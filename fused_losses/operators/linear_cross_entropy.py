@@ -1,0 +1,124 @@
+"""Cross-entropy of a linear layer by torch's operators, with all logits: for any derivative, and for graphs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..torch_losses import torch_function
+from .class_axis import accumulation_dtype
+from .registration import MEAN, NONE
+from .token_statistics import composite as statistics_of_tokens
+from .token_statistics import transformed
+
+__all__ = [
+    "LinearLossOptions",
+    "autocast_is_off",
+    "composite",
+    "composite_statistics",
+    "counting_rows",
+    "linear_logits",
+    "mean_denominator",
+]
+
+
+class LinearLossOptions(NamedTuple):
+    """What the loss of a linear layer has besides its tensors."""
+
+    num_classes: int
+    reduction: int  # 0 (none), 1 (mean) or 2 (sum)
+    ignore_index: int
+    label_smoothing: float
+    logit_scale: float
+    softcap: float  # 0: none
+    lse_square_scale: float
+    loss_dtype: torch.dtype
+
+
+def autocast_is_off(device_type: str) -> torch.autocast:
+    """A block without autocast: its rules were applied to what the block computes with."""
+    return torch.autocast(device_type, enabled=False)
+
+
+def counting_rows(target: Tensor, ignore_index: int) -> Tensor | None:
+    """Which positions count; ``None`` where the target holds probabilities, of which all do."""
+    return None if target.is_floating_point() else target != ignore_index
+
+
+def mean_denominator(target: Tensor, class_weight: Tensor | None, options: LinearLossOptions) -> Tensor:
+    """What the mean divides by, in float64: the class weights of the targets that count, or the number of positions."""
+    counts = counting_rows(target, options.ignore_index)
+    if counts is None:
+        num_positions = target.numel() // max(1, options.num_classes)
+        return torch.full((), num_positions, dtype=torch.float64, device=target.device)
+    if class_weight is None:
+        return counts.sum().double()
+    weights = class_weight.double()[torch.where(counts, target, 0).long()]
+    return torch.where(counts, weights, 0).sum()
+
+
+def linear_logits(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """All logits. 16-bit ones of the CPU are computed and stay in float32: see Note [Types of the products]."""
+    if input.is_cpu and input.dtype == weight.dtype and (bias is None or bias.dtype == input.dtype):
+        dtype = accumulation_dtype(input.dtype)
+        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return F.linear(input, weight, bias)
+
+
+def composite(
+    options: LinearLossOptions,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    token_weight: Tensor | None,
+) -> Tensor:
+    """The loss of ``input`` (N, F) and ``weight`` (C * D, F), differentiable in every tensor of floating point."""
+    with autocast_is_off(input.device.type):
+        logits = linear_logits(input, weight, bias)
+        shape = (input.shape[0], options.num_classes)
+        x = logits.view(*shape, -1) if weight.shape[0] != options.num_classes else logits.view(shape)
+        losses = _row_losses(options, x, target, class_weight)
+        if token_weight is not None:
+            losses = losses * token_weight.to(losses.dtype)
+        if options.reduction != NONE:
+            losses = losses.sum(dtype=torch.float64)
+        if options.reduction == MEAN:
+            losses = losses / mean_denominator(target, class_weight, options)
+        return losses.to(options.loss_dtype)
+
+
+def _row_losses(options: LinearLossOptions, logits: Tensor, target: Tensor, class_weight: Tensor | None) -> Tensor:
+    counts = counting_rows(target, options.ignore_index)
+    if counts is not None:  # what is in an ignored row is nobody's business: no NaN of 0 times infinity
+        logits = torch.where(counts.unsqueeze(1), logits, 0)
+    x = logits
+    if options.softcap or options.logit_scale != 1:
+        x = transformed(logits, options.logit_scale, options.softcap)
+    losses = torch_function("cross_entropy")(
+        x,
+        target.to(x.dtype) if counts is None else target.long(),
+        None if class_weight is None else class_weight.to(x.dtype),
+        reduction="none",
+        ignore_index=options.ignore_index,
+        label_smoothing=options.label_smoothing,
+    )
+    if options.lse_square_scale:
+        z = options.lse_square_scale * torch.logsumexp(x, 1).square()
+        losses = losses + (z if counts is None else torch.where(counts, z, 0))
+    return losses
+
+
+def composite_statistics(
+    options: tuple[float, float, int], input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probability, log-sum-exp, entropy and argmax of each row."""
+    with autocast_is_off(input.device.type):
+        logits = linear_logits(input, weight, bias)
+        with torch.no_grad():
+            argmax = transformed(logits, *options[:2]).argmax(-1)
+        return (*statistics_of_tokens(options, logits, target), argmax)
