@@ -16,9 +16,17 @@ from torch import Tensor
 from ..operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
 from .shard import LogitTransform
 
-__all__ = ["REDUCTIONS", "check_logits", "check_options", "check_rows", "error_of", "group_of", "stand_in"]
+__all__ = [
+    "check_linear",
+    "check_logits",
+    "check_options",
+    "class_weight_of_shard",
+    "error_of",
+    "group_of",
+    "stand_in",
+]
 
-REDUCTIONS = ("none", "mean", "sum")
+_REDUCTIONS = ("none", "mean", "sum")
 
 
 def group_of(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
@@ -49,6 +57,25 @@ def check_logits(logits: Tensor, target: Tensor, weight: Tensor | None) -> None:
         raise ValueError("the logits need a class axis")
     check_rows(logits.shape[:-1], target)
     check_class_weight(weight, logits.size(-1))
+
+
+def check_linear(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, weight: Tensor | None
+) -> None:
+    if input.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"input must be float32, float64, bfloat16 or float16, not {input.dtype}")
+    if input.dim() == 0 or linear_weight.dim() != 2 or linear_weight.size(1) != input.size(-1):
+        raise ValueError(
+            f"Expected linear_weight_local of shape [V, F] for input of shape [..., F], "
+            f"got {list(linear_weight.shape)} and {list(input.shape)}"
+        )
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
+        raise ValueError(f"Expected linear_bias of shape {[linear_weight.size(0)]}, got {list(linear_bias.shape)}")
+    for name, tensor in (("linear_weight_local", linear_weight), ("linear_bias", linear_bias)):
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise TypeError(f"{name} must be of the input's type {input.dtype}, not {tensor.dtype}")
+    check_rows(input.shape[:-1], target)
+    check_class_weight(weight, linear_weight.size(0))
 
 
 def check_rows(sizes: torch.Size, target: Tensor) -> None:
@@ -83,7 +110,7 @@ def check_options(
         raise ValueError(f"logit_scale must be finite and not 0, not {transform.logit_scale}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0, not {label_smoothing}")
-    if reduction not in REDUCTIONS:
+    if reduction not in _REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
     if token_weight is not None and token_weight.shape != target.shape:
         raise ValueError(f"Expected token_weight of shape {list(target.shape)}, got {list(token_weight.shape)}")
@@ -93,3 +120,8 @@ def stand_in(target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Logits of no classes and targets, as many as the other ranks have, for the part of a rank with an error."""
     dtype = accumulation_dtype(dtype)
     return torch.empty(target.numel(), 0, dtype=dtype, device=target.device), target.new_zeros(target.numel()).long()
+
+
+def class_weight_of_shard(weight: Tensor | None, num_classes: int, dtype: torch.dtype) -> Tensor | None:
+    """In the type of computation for logits of a type; none of no classes, which a stand-in has."""
+    return None if weight is None else weight.detach().reshape(-1)[:num_classes].to(accumulation_dtype(dtype))

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..operators.class_axis import accumulation_dtype
 from ..tokens import TokenStatistics
-from .arguments import check_logits, check_options, error_of, group_of, stand_in
+from ..tracing import outside_of_graphs
+from .arguments import check_logits, check_options, class_weight_of_shard, error_of, group_of, stand_in
 from .of_logits import Differentiable, of_logits
 from .shard import LogitTransform
 from .statistics import Vocabulary
@@ -16,6 +16,7 @@ from .statistics import Vocabulary
 __all__ = ["loss_of_rows", "vocab_parallel_cross_entropy", "vocab_parallel_token_statistics"]
 
 
+@outside_of_graphs
 def vocab_parallel_cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -99,7 +100,7 @@ def vocab_parallel_cross_entropy(
         group=group,
         num_classes=rows.size(-1),
         vocab_start=vocab_start,
-        class_weight=_class_weight(weight, rows),
+        class_weight=class_weight_of_shard(weight, rows.size(-1), logits.dtype),
         transform=transform,
         ignore_index=ignore_index,
         wants_weighted=label_smoothing != 0,
@@ -126,7 +127,7 @@ def loss_of_rows(
     lse_square_scale: float,
     token_weight: Tensor | None,
 ) -> Tensor:
-    """The loss by operators on tensors of the target's shape. See Note [Target mass] in ``csrc/core/cross_entropy.h``."""
+    """The loss by operators on tensors of the target's shape: Note [Target mass] in ``csrc/core/cross_entropy.h``."""
     counts = target.reshape(-1) != ignore_index
     losses = -statistics.log_prob
     if statistics.target_weight is not None:
@@ -148,6 +149,7 @@ def loss_of_rows(
     return total / (counts.sum() if statistics.target_weight is None else statistics.target_weight.sum())
 
 
+@outside_of_graphs
 def vocab_parallel_token_statistics(
     logits: Tensor,
     target: Tensor,
@@ -219,10 +221,3 @@ def vocab_parallel_token_statistics(
     assert statistics.entropy is not None and statistics.argmax is not None
     results = (statistics.log_prob, statistics.log_sum_exp, statistics.entropy, statistics.argmax)
     return TokenStatistics(*(result.view(target.shape) for result in results))
-
-
-def _class_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
-    """In the type of computation, and none of a stand-in."""
-    if weight is None:
-        return None
-    return weight.detach()[: logits.size(-1)].to(accumulation_dtype(logits.dtype))

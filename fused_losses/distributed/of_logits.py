@@ -25,6 +25,10 @@ class Differentiable(NamedTuple):
     argmax: Tensor | None
     num_classes: Tensor | None
 
+    @classmethod
+    def of(cls, statistics: Statistics) -> Differentiable:
+        return cls(*(getattr(statistics, name) for name in cls._fields))
+
 
 def of_logits(logits: Tensor, target: Tensor, vocabulary: Vocabulary, error: Exception | None = None) -> Differentiable:
     """Args:
@@ -67,7 +71,7 @@ class _OfLogits(torch.autograd.Function):
             return sums_of_shard(logits, local_target, vocabulary.transform, weight, weighted=weighted)
 
         statistics = statistics_of_group(vocabulary, Rows(target, logits.dtype), sweep, error)
-        results = Differentiable(*statistics[: len(Differentiable._fields)])
+        results = Differentiable.of(statistics)
         ctx.mark_non_differentiable(*(tensor for tensor in results[4:] if tensor is not None))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, *statistics)
@@ -75,7 +79,7 @@ class _OfLogits(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, *saved = ctx.saved_tensors
         statistics, vocabulary = Statistics(*saved), ctx.vocabulary

@@ -132,7 +132,7 @@ def sums_of_shard(
 
 
 def gradient_of_shard(
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    grads: tuple[Tensor | None, ...],
     grad_weighted: Tensor | None,
     logits: Tensor,
     local_target: Tensor,
