@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..operators.class_axis import accumulation_dtype
+from .first_derivative import first_derivative_only
 from .of_logits import Differentiable, gradients_of_sums
 from .shard import ShardSums, gradient_of_shard, sums_of_shard
 from .statistics import Rows, Statistics, Vocabulary, statistics_of_group
@@ -80,7 +80,7 @@ class _OfLinear(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         input, linear_weight, linear_bias, *saved = ctx.saved_tensors
         statistics, vocabulary = Statistics(*saved), ctx.vocabulary

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .first_derivative import first_derivative_only
 from .shard import NOT_HERE, ShardSums, gradient_of_shard, sums_of_shard
 from .statistics import Rows, Statistics, Vocabulary, statistics_of_group
 
@@ -79,7 +79,7 @@ class _OfLogits(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, *saved = ctx.saved_tensors
         statistics, vocabulary = Statistics(*saved), ctx.vocabulary
