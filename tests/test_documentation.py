@@ -13,6 +13,8 @@ import torch.nn.functional as torch_functional
 
 import fused_losses
 from fused_losses import explaining, functional, modules, route_log
+from fused_losses.distributed import linear, losses
+from fused_losses.distributed import modules as distributed_modules
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +58,7 @@ def test_the_page_about_tokens_shows_what_torchs_operators_compute() -> None:
     torch.testing.assert_close(ours.grad, torchs.grad)
 
 
-@pytest.mark.parametrize("module", [functional, modules, explaining, route_log], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [functional, modules, explaining, route_log, linear, losses, distributed_modules], ids=lambda module: module.__name__)
 def test_docstring_examples_print_what_they_show(module) -> None:
     result = doctest.testmod(module, extraglobs={"torch": torch})
     assert result.attempted >= 3
@@ -71,6 +73,6 @@ def test_each_feature_of_the_readme_is_held_by_tests() -> None:
         assert "def test_" in (ROOT / path).read_text(), feature
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "bench", "lint", "clean"])
+@pytest.mark.parametrize("target", ["demo", "demo-distributed", "test", "bench", "lint", "clean"])
 def test_makefile_has_the_documented_targets(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)

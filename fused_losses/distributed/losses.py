@@ -75,9 +75,8 @@ def vocab_parallel_cross_entropy(
 
     Example::
 
-        >>> import tempfile, torch.distributed as dist
-        >>> file = tempfile.NamedTemporaryFile()
-        >>> dist.init_process_group("gloo", init_method=f"file://{file.name}", rank=0, world_size=1)
+        >>> import torch.distributed as dist
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         >>> loss = vocab_parallel_cross_entropy(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([3]))
         >>> round(loss.item(), 4)
         0.4402
@@ -190,9 +189,8 @@ def vocab_parallel_token_statistics(
 
     Example::
 
-        >>> import tempfile, torch.distributed as dist
-        >>> file = tempfile.NamedTemporaryFile()
-        >>> dist.init_process_group("gloo", init_method=f"file://{file.name}", rank=0, world_size=1)
+        >>> import torch.distributed as dist
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         >>> tokens = vocab_parallel_token_statistics(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([3]))
         >>> [round(result.item(), 4) for result in tokens]
         [-0.4402, 3.4402, 0.9475, 3]

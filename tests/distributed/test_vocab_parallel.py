@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,8 +34,16 @@ def outcomes(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3, 4])  # one neighbour, a rank in the middle, a mesh of 2 x 2
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "num_ranks"), CASES)
 def test_a_spread_vocabulary(name, num_ranks, outcomes):
     for errors in outcomes(num_ranks):
         assert errors.get(name, "a case before it failed") == ""
+
+
+def test_the_example_trains_the_same_curve_as_one_process():
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "examples.vocab_parallel", "--steps", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "furthest apart" in run.stdout
