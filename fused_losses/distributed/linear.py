@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..tracing import outside_of_graphs
 from .arguments import check_linear, check_options, class_weight_of_shard, error_of, group_of, stand_in
-from .losses import loss_of_rows
+from .losses import losses_of_statistics, reduced
 from .of_linear import of_linear
 from .shard import LogitTransform
 from .statistics import Vocabulary
@@ -103,15 +103,15 @@ def vocab_parallel_linear_cross_entropy(
     )
     with torch.autocast(hidden.device.type, enabled=False):
         statistics = of_linear(hidden, linear_weight, bias, indices, vocabulary, reduce_input_gradient, error)
-        return loss_of_rows(
+        losses, weights = losses_of_statistics(
             statistics,
             target,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
-            reduction=reduction,
             lse_square_scale=lse_square_scale,
             token_weight=token_weight,
         )
+        return reduced(losses, weights, reduction)
 
 
 def _as_autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -13,7 +13,13 @@ from .of_logits import Differentiable, of_logits
 from .shard import LogitTransform
 from .statistics import Vocabulary
 
-__all__ = ["loss_of_rows", "vocab_parallel_cross_entropy", "vocab_parallel_token_statistics"]
+__all__ = [
+    "losses_of_statistics",
+    "reduced",
+    "row_losses",
+    "vocab_parallel_cross_entropy",
+    "vocab_parallel_token_statistics",
+]
 
 
 @outside_of_graphs
@@ -86,7 +92,39 @@ def vocab_parallel_cross_entropy(
     cross-entropy; PaLM (`arXiv:2204.02311 <https://arxiv.org/abs/2204.02311>`_), section 5, for the squared
     log-sum-exp; `Gemma 2 <https://arxiv.org/abs/2408.00118>`_ for the softcap.
     """
-    group = group_of(group)
+    losses, weights = row_losses(
+        logits,
+        target,
+        group=group_of(group),
+        vocab_start=vocab_start,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        lse_square_scale=lse_square_scale,
+        token_weight=token_weight,
+    )
+    return reduced(losses, weights, reduction)
+
+
+def row_losses(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    group: dist.ProcessGroup,
+    vocab_start: int | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    lse_square_scale: float = 0.0,
+    token_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss of each row and what it counts for in a mean, in the target's shape; the reduction is checked alone."""
     transform = LogitTransform(float(logit_scale), float(softcap or 0.0))
     error = error_of(
         lambda: check_logits(logits, target, weight),
@@ -105,28 +143,29 @@ def vocab_parallel_cross_entropy(
         wants_weighted=label_smoothing != 0,
     )
     statistics = of_logits(rows, indices, vocabulary, error)
-    return loss_of_rows(
+    return losses_of_statistics(
         statistics,
         target,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
-        reduction=reduction,
         lse_square_scale=lse_square_scale,
         token_weight=token_weight,
     )
 
 
-def loss_of_rows(
+def losses_of_statistics(
     statistics: Differentiable,
     target: Tensor,
     *,
     ignore_index: int,
     label_smoothing: float,
-    reduction: str,
     lse_square_scale: float,
     token_weight: Tensor | None,
-) -> Tensor:
-    """The loss by operators on tensors of the target's shape: Note [Target mass] in ``csrc/core/cross_entropy.h``."""
+) -> tuple[Tensor, Tensor]:
+    """As :func:`row_losses`, by operators on tensors of the target's shape.
+
+    See Note [Target mass] in ``csrc/core/cross_entropy.h``.
+    """
     counts = target.reshape(-1) != ignore_index
     losses = -statistics.log_prob
     if statistics.target_weight is not None:
@@ -137,15 +176,17 @@ def loss_of_rows(
         losses = losses * (1 - label_smoothing) - statistics.weighted_log_prob * share
     if lse_square_scale:
         losses = losses + lse_square_scale * torch.where(counts, statistics.log_sum_exp, 0).square()
-    losses = torch.where(counts, losses, 0)
+    losses = torch.where(counts, losses, 0).view(target.shape)
     if token_weight is not None:
-        losses = losses * token_weight.reshape(-1)
+        losses = losses * token_weight
+    weights = counts if statistics.target_weight is None else statistics.target_weight
+    return losses, weights.view(target.shape)
+
+
+def reduced(losses: Tensor, weights: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
-        return losses.view(target.shape)
-    total = losses.sum()
-    if reduction == "sum":
-        return total
-    return total / (counts.sum() if statistics.target_weight is None else statistics.target_weight.sum())
+        return losses
+    return losses.sum() if reduction == "sum" else losses.sum() / weights.sum()
 
 
 @outside_of_graphs

@@ -32,8 +32,10 @@ from sharded import (
     torchs_loss,
 )
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import loss_parallel
 
 import fused_losses
 from fused_losses.distributed import (
@@ -726,6 +728,54 @@ def fully_sharded_data_and_a_spread_vocabulary(rank: int) -> None:
         curves.append(torch.stack(curve))
     torch.testing.assert_close(curves[1], curves[0])
     assert curves[0][0] != curves[0][-1]
+
+
+# DTensors
+
+
+def check_dtensors(mesh: DeviceMesh, by_rows: list[Placement], function: Callable[..., Tensor]) -> None:
+    """Classes over the last dimension of the mesh, 9 of them: shards are uneven, of four ranks one is empty."""
+    for reduction, smoothing, placement in itertools.product(REDUCTIONS, [0.0, 0.1], [None, Replicate(), Shard(0)]):
+        logits, target = torch.randn(8, 9), torch.randint(9, (8,))
+        target[3] = IGNORED
+        weight = None if placement is None else torch.rand(9)
+        grad_output = torch.randn(8 if reduction == "none" else ())
+        options: dict[str, Any] = {"reduction": reduction, "label_smoothing": smoothing}
+        expected, gradient = outcome(torchs_loss, logits, target, grad_output, weight=weight, **options)
+        leaf = distribute_tensor(logits, mesh, [*by_rows, Shard(1)]).requires_grad_()
+        indices = distribute_tensor(target, mesh, [*by_rows, Replicate()])
+        if weight is not None:
+            weight = distribute_tensor(weight, mesh, [*(Replicate() for _ in by_rows), placement])
+        explained = fused_losses.explain(fused_losses.functional.cross_entropy, leaf, indices, weight=weight, **options)
+        assert explained.startswith("kernel")
+        fused_losses.routes(reset=True)
+        loss = function(leaf, indices, weight=weight, **options)
+        assert fused_losses.routes()["cross_entropy"] == {"kernel, spread over a mesh": 1}
+        (loss.full_tensor() * grad_output).sum().backward()
+        assert leaf.grad.placements == (*by_rows, Shard(1)) and loss.dtype == logits.dtype
+        roundings = {"rtol": 32 * torch.finfo(torch.float32).eps, "atol": 32 * torch.finfo(torch.float32).eps}
+        torch.testing.assert_close(loss.full_tensor(), expected, **roundings)
+        torch.testing.assert_close(leaf.grad.full_tensor(), gradient, **roundings)
+
+
+@case
+def dtensors_whose_classes_are_spread(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    check_dtensors(mesh, [], fused_losses.functional.cross_entropy)
+
+
+@case_of(4)
+def dtensors_on_a_mesh_of_two_dimensions(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2, 2))
+    for by_rows in (Shard(0), Replicate()):
+        check_dtensors(mesh, [by_rows], fused_losses.functional.cross_entropy)
+
+
+@case_of(2)
+def patched_code_in_loss_parallel(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    with fused_losses.patched(), loss_parallel():
+        check_dtensors(mesh, [], F.cross_entropy)
 
 
 class _SumOfGradients(torch.autograd.Function):
