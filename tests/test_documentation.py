@@ -58,6 +58,26 @@ def test_the_page_about_tokens_shows_what_torchs_operators_compute() -> None:
     torch.testing.assert_close(ours.grad, torchs.grad)
 
 
+def test_the_page_about_spread_vocabularies_trains_as_one_process() -> None:
+    names: dict[str, Any] = {}
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), flags=re.DOTALL)
+    exec(compile(example, "distributed.md", "exec"), names)
+    hidden, head, target = torch.randn(3, 7, 8), torch.randn(50, 8), torch.randint(50, (3, 7))
+    ours, torchs = (head.clone().requires_grad_() for _ in range(2))
+    optimizer = torch.optim.SGD([ours], lr=1.0)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        loss = names["step"](hidden, ours, target, optimizer)
+    finally:
+        torch.distributed.destroy_process_group()
+    logits = (hidden @ torchs.t()).flatten(0, 1)
+    expected = torch_functional.cross_entropy(logits, target.flatten(), label_smoothing=0.1)
+    expected = expected + 1e-4 * logits.logsumexp(-1).square().mean()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(ours.detach(), (torchs - torchs.grad).detach())
+
+
 DOCUMENTED = [functional, modules, explaining, route_log, linear, losses, distributed_modules]
 
 
