@@ -111,7 +111,9 @@ def _attempt(
             error = raised
     number = torch.inf if layout is None else layout.number
     failed = 0 if error is None else dist.get_rank(vocabulary.group) + 1
-    largest = torch.cat((sums.key, sums.key.new_tensor([number, -number, failed])))
+    # Filled on the device: a copy from the host could make it wait.
+    tail = (sums.key.new_full((1,), value) for value in (number, -number, failed))
+    largest = torch.cat((sums.key, *tail))
     dist.all_reduce(largest, dist.ReduceOp.MAX, vocabulary.group)
     key, agreement = largest[:-3], largest[-3:]
     argmax, argmax_under_way = _begin_argmax(vocabulary, sums, key, 0 if layout is None else layout.vocab_start)
@@ -172,9 +174,9 @@ class _Packed:
             rows["target_weight"] = torch.where(is_here, at_target, 0)
         tail: list[Tensor] = []
         if vocabulary.wants_weighted:
-            weight_sum = factor.new_tensor(vocabulary.num_classes) if weight is None else weight.sum()
+            weight_sum = factor.new_full((), vocabulary.num_classes) if weight is None else weight.sum()
             rows["weighted"] = sums.weighted + change * weight_sum
-            tail = [torch.stack((weight_sum, factor.new_tensor(vocabulary.num_classes)))]
+            tail = [torch.stack((weight_sum, factor.new_full((), vocabulary.num_classes)))]
         self._names = list(rows)
         self.numbers = torch.cat([*rows.values(), *tail])
 

@@ -139,7 +139,7 @@ def options_in_float16(rank: int) -> None:
     check_options(rank, torch.float16)
 
 
-@case_of(3)
+@case_of(2)
 def options_by_torchs_operators_where_there_is_no_kernel(rank: int) -> None:
     with mock.patch.object(shard, "refusal", lambda *arguments: "there are no kernels for tokens on this device"):
         check_options(rank, torch.float32)
@@ -758,7 +758,7 @@ def check_dtensors(mesh: DeviceMesh, by_rows: list[Placement], function: Callabl
         torch.testing.assert_close(leaf.grad.full_tensor(), gradient, **roundings)
 
 
-@case
+@case_of(4)
 def dtensors_whose_classes_are_spread(rank: int) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     check_dtensors(mesh, [], fused_losses.functional.cross_entropy)
