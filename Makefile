@@ -1,4 +1,5 @@
 # make demo   set up, build, train on real data with torch's losses and with the fused ones, compare
+# make demo-distributed   train a language model whose vocabulary is spread over two processes
 # make test   set up, build, run the tests: of large grids a part, see tests/quick_selection.py
 # make test-all     the tests and nothing left out
 # make test-rest    of these, what make test leaves out
@@ -24,10 +25,13 @@ SOURCES = setup.py pyproject.toml fused_losses/_version.py $(CXX_FILES)
 GPU_TESTS = $(addprefix tests/,autograd functional modules native patching cuda/test_on_gpu.py) -k cuda
 PYTHON_FILES = setup.py fused_losses tests benchmarks examples
 
-.PHONY: demo test test-all test-rest test-gpu sanitizers memcheck bench lint format clean install
+.PHONY: demo demo-distributed test test-all test-rest test-gpu sanitizers memcheck bench lint format clean install
 
 demo: install
 	$(VENV)/bin/python -m examples
+
+demo-distributed: install
+	$(VENV)/bin/torchrun --standalone --nproc-per-node 2 -m examples.vocab_parallel
 
 test: install
 	$(PYTEST) --quick $(PYTEST_ARGS)

@@ -147,9 +147,11 @@ def reason_against_kernel(name: str, **arguments: Any) -> str | None:
         return "a subclass or a mode overrides torch's functions"
     arguments["input"] = without_waiting_wrapper(arguments["input"])
     terms = row_terms(*(arguments.pop(key, default) for key, default in _TERMS.items()))
-    arguments.pop("token_weight", None)
+    is_torchs = arguments.pop("token_weight", None) is None and terms == RowTerms()
     if terms != RowTerms() and (reason := refusal_of_terms(arguments["input"])) is not None:
         return reason
+    if name == "cross_entropy" and is_torchs and type(arguments["input"]).__name__ == "DTensor":
+        return _against_dtensors(**{key: arguments[key] for key in arguments if key != "ignore_index"})
     against: dict[str, Callable[..., str | None]] = {
         "cross_entropy": _against_cross_entropy,
         "nll_loss": _against_nll_loss,
@@ -163,6 +165,31 @@ def _kernel_route(loss: str) -> str:
     route = kernel_route()
     note(loss, route)
     return route
+
+
+def _against_dtensors(
+    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float
+) -> str | None:
+    from .distributed.dtensor import refusal  # here, since torch.distributed.tensor takes long to import
+
+    return refusal(input, target, weight, reduction, label_smoothing)
+
+
+def _cross_entropy_of_dtensors(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor | None:
+    """Of logits whose classes are spread over a mesh, or ``None``: torch's own takes the call."""
+    if _against_dtensors(input, target, weight, reduction, label_smoothing) is not None:
+        return None
+    from .distributed.dtensor import cross_entropy_of_dtensors
+
+    note("cross_entropy", "kernel, spread over a mesh")
+    return cross_entropy_of_dtensors(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
 def cross_entropy(
@@ -288,6 +315,10 @@ def cross_entropy(
     wrapper, input = input, without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
     reason = _against_cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing)
+    if reason is not None and type(input).__name__ == "DTensor":
+        of_spread_classes = _cross_entropy_of_dtensors(input, target, weight, ignore_index, reduction, label_smoothing)
+        if of_spread_classes is not None:
+            return of_spread_classes
     if reason is None:
         options = (_REDUCTIONS[reduction], ignore_index, label_smoothing, promotes(input))
         return fused_cross_entropy(

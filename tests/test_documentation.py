@@ -13,6 +13,8 @@ import torch.nn.functional as torch_functional
 
 import fused_losses
 from fused_losses import explaining, functional, linear_losses, linear_modules, modules, route_log
+from fused_losses.distributed import linear, losses
+from fused_losses.distributed import modules as distributed_modules
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,10 +92,31 @@ def test_the_page_about_linear_layers_shows_what_torchs_operators_compute() -> N
     torch.testing.assert_close(torch.autograd.grad(ours, parameters), torch.autograd.grad(expected, parameters))
 
 
-MODULES_WITH_EXAMPLES = [functional, modules, explaining, route_log, linear_losses, linear_modules]
+def test_the_page_about_spread_vocabularies_trains_as_one_process() -> None:
+    names: dict[str, Any] = {}
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), flags=re.DOTALL)
+    exec(compile(example, "distributed.md", "exec"), names)
+    hidden, head, target = torch.randn(3, 7, 8), torch.randn(50, 8), torch.randint(50, (3, 7))
+    ours, torchs = (head.clone().requires_grad_() for _ in range(2))
+    optimizer = torch.optim.SGD([ours], lr=1.0)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        loss = names["step"](hidden, ours, target, optimizer)
+    finally:
+        torch.distributed.destroy_process_group()
+    logits = (hidden @ torchs.t()).flatten(0, 1)
+    expected = torch_functional.cross_entropy(logits, target.flatten(), label_smoothing=0.1)
+    expected = expected + 1e-4 * logits.logsumexp(-1).square().mean()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(ours.detach(), (torchs - torchs.grad).detach())
 
 
-@pytest.mark.parametrize("module", MODULES_WITH_EXAMPLES, ids=lambda module: module.__name__)
+LOCAL = [functional, modules, explaining, route_log, linear_losses, linear_modules]
+DOCUMENTED = [*LOCAL, linear, losses, distributed_modules]
+
+
+@pytest.mark.parametrize("module", DOCUMENTED, ids=lambda module: module.__name__)
 def test_docstring_examples_print_what_they_show(module) -> None:
     result = doctest.testmod(module, extraglobs={"torch": torch})
     assert result.attempted >= 3
@@ -108,6 +131,6 @@ def test_each_feature_of_the_readme_is_held_by_tests() -> None:
         assert "def test_" in (ROOT / path).read_text(), feature
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "bench", "lint", "clean"])
+@pytest.mark.parametrize("target", ["demo", "demo-distributed", "test", "bench", "lint", "clean"])
 def test_makefile_has_the_documented_targets(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)

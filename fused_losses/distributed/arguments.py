@@ -1,0 +1,127 @@
+"""What is wrong with a call on this rank, found before anything is sent; and a call of a rank where something is.
+
+An error is not raised where it is found: the other ranks would wait for ever. See Note [Two reductions] in
+statistics.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
+from .shard import LogitTransform
+
+__all__ = [
+    "check_linear",
+    "check_logits",
+    "check_options",
+    "class_weight_of_shard",
+    "error_of",
+    "group_of",
+    "stand_in",
+]
+
+_REDUCTIONS = ("none", "mean", "sum")
+
+
+def group_of(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    if group is not None:
+        return group
+    if not dist.is_initialized():
+        raise ValueError(
+            "the default process group has not been initialized: call torch.distributed.init_process_group"
+        )
+    default: dist.ProcessGroup = dist.distributed_c10d._get_default_group()
+    return default
+
+
+def error_of(*checks: Callable[[], None]) -> Exception | None:
+    """What the first of the checks raises that raises anything."""
+    try:
+        for check in checks:
+            check()
+    except Exception as error:
+        return error
+    return None
+
+
+def check_logits(logits: Tensor, target: Tensor, weight: Tensor | None) -> None:
+    if logits.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"logits must be float32, float64, bfloat16 or float16, not {logits.dtype}")
+    if logits.dim() == 0:
+        raise ValueError("the logits need a class axis")
+    check_rows(logits.shape[:-1], target)
+    check_class_weight(weight, logits.size(-1))
+
+
+def check_linear(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, weight: Tensor | None
+) -> None:
+    if input.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"input must be float32, float64, bfloat16 or float16, not {input.dtype}")
+    if input.dim() == 0 or linear_weight.dim() != 2 or linear_weight.size(1) != input.size(-1):
+        raise ValueError(
+            f"Expected linear_weight_local of shape [V, F] for input of shape [..., F], "
+            f"got {list(linear_weight.shape)} and {list(input.shape)}"
+        )
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
+        raise ValueError(f"Expected linear_bias of shape {[linear_weight.size(0)]}, got {list(linear_bias.shape)}")
+    for name, tensor in (("linear_weight_local", linear_weight), ("linear_bias", linear_bias)):
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise TypeError(f"{name} must be of the input's type {input.dtype}, not {tensor.dtype}")
+    check_rows(input.shape[:-1], target)
+    check_class_weight(weight, linear_weight.size(0))
+
+
+def check_rows(sizes: torch.Size, target: Tensor) -> None:
+    if target.dtype not in INDEX_DTYPES:
+        raise ValueError(f"targets must be class indices of type int64, int32 or uint8, not {target.dtype}")
+    if target.shape != sizes:
+        raise ValueError(f"Expected target of shape {list(sizes)}, got {list(target.shape)}")
+
+
+def check_class_weight(weight: Tensor | None, num_classes: int) -> None:
+    if weight is None:
+        return
+    if weight.shape != (num_classes,):
+        raise ValueError(f"weight must hold one number for each of the {num_classes} classes of this rank")
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be of a floating-point type, not {weight.dtype}")
+    if weight.requires_grad:
+        raise ValueError("weight cannot be differentiated")
+
+
+def check_options(
+    target: Tensor,
+    transform: LogitTransform,
+    softcap: float | None,
+    label_smoothing: float = 0.0,
+    reduction: str = "none",
+    token_weight: Tensor | None = None,
+) -> None:
+    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+        raise ValueError(f"softcap must be positive, not {softcap}")
+    if not math.isfinite(transform.logit_scale) or transform.logit_scale == 0:
+        raise ValueError(f"logit_scale must be finite and not 0, not {transform.logit_scale}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be between 0.0 and 1.0, not {label_smoothing}")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+    if token_weight is not None and token_weight.shape != target.shape:
+        raise ValueError(f"Expected token_weight of shape {list(target.shape)}, got {list(token_weight.shape)}")
+
+
+def stand_in(target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Logits of no classes and targets, as many as the other ranks have, for the part of a rank with an error."""
+    dtype = accumulation_dtype(dtype)
+    return torch.empty(target.numel(), 0, dtype=dtype, device=target.device), target.new_zeros(target.numel()).long()
+
+
+def class_weight_of_shard(weight: Tensor | None, num_classes: int, dtype: torch.dtype) -> Tensor | None:
+    """In the type of computation for logits of a type; none of no classes, which a stand-in has."""
+    return None if weight is None else weight.detach().reshape(-1)[:num_classes].to(accumulation_dtype(dtype))

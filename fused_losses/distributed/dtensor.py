@@ -1,0 +1,104 @@
+"""Cross-entropy of DTensors whose classes are spread over a dimension of a mesh, with batches over others or without.
+
+Torch gathers such logits, or inside its ``loss_parallel()`` makes log-probabilities of their size. What is not
+described here goes to torch as before.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from ..operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES
+from .losses import row_losses
+
+__all__ = ["cross_entropy_of_dtensors", "refusal"]
+
+
+def refusal(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float) -> str | None:
+    """Why torch takes the call, or ``None``."""
+    if not (type(input) is type(target) is DTensor and (weight is None or type(weight) is DTensor)):
+        return "not all tensors are DTensors"
+    if torch.compiler.is_compiling():
+        return "a graph cannot hold the call"
+    if input.dim() != 2 or target.dim() != 1 or target.size(0) != input.size(0):
+        return "the logits have another shape than batch and classes, or the targets than batch"
+    if input.dtype not in FLOAT_DTYPES or target.dtype not in INDEX_DTYPES:
+        return "the logits are of another type, or the targets no class indices"
+    if reduction not in ("none", "mean", "sum") or not 0.0 <= label_smoothing <= 1.0:
+        return "torch says what is wrong"
+    if any(tensor.device_mesh != input.device_mesh for tensor in (target, weight) if tensor is not None):
+        return "the tensors are on several meshes"
+    if sum(_is_by_classes(placement) for placement in input.placements) != 1:
+        return "the classes are not spread over one dimension of the mesh"
+    for ours, of_target in zip(input.placements, target.placements, strict=True):
+        wanted = Replicate() if _is_by_classes(ours) else ours
+        if not (wanted == of_target and wanted in (Replicate(), Shard(0))):
+            return "the targets are placed otherwise than the rows"
+    if weight is None:
+        return None
+    if weight.shape != input.shape[1:] or weight.requires_grad or not weight.is_floating_point():
+        return "there is not one weight per class, or it is differentiated"
+    for ours, of_weight in zip(input.placements, weight.placements, strict=True):
+        if of_weight != Replicate() and not (of_weight == Shard(0) and _is_by_classes(ours)):
+            return "the weights are placed otherwise than the classes"
+    return None
+
+
+def cross_entropy_of_dtensors(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    """A DTensor of the input's type, as torch's function gives; what rows are spread over stays so, or is a part."""
+    assert isinstance(input, DTensor) and isinstance(target, DTensor)  # refusal() has asked
+    assert weight is None or isinstance(weight, DTensor)
+    mesh = input.device_mesh
+    by_classes = next(i for i, placement in enumerate(input.placements) if _is_by_classes(placement))
+    by_rows = [
+        i for i, placement in enumerate(input.placements) if not _is_by_classes(placement) and placement.is_shard()
+    ]
+    logits, indices = input.to_local(), target.to_local()
+    _, (_, vocab_start) = compute_local_shape_and_global_offset(input.shape, mesh, input.placements)
+    local_weight = None if weight is None else weight.to_local()
+    if weight is not None and weight.placements[by_classes] == Replicate():
+        local_weight = weight.to_local()[vocab_start : vocab_start + logits.size(1)]
+    losses, weights = row_losses(
+        logits,
+        indices,
+        group=mesh.get_group(by_classes),
+        vocab_start=vocab_start,
+        weight=local_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+    placements: list[Placement] = [Replicate()] * mesh.ndim
+    for dimension in by_rows:
+        placements[dimension] = Shard(0) if reduction == "none" else Partial()
+    if reduction != "none":
+        losses = losses.sum()
+    if reduction == "mean":
+        denominator = weights.sum(dtype=losses.dtype)
+        for dimension in by_rows:
+            dist.all_reduce(denominator, group=mesh.get_group(dimension))
+        losses = losses / denominator
+    shape = target.shape if reduction == "none" else torch.Size()
+    # A sum of parts is rounded to the input's type as a whole.
+    result = DTensor.from_local(losses, mesh, placements, run_check=False, shape=shape, stride=(1,) * len(shape))
+    rounded: Tensor = result.redistribute(placements=[_complete(placement) for placement in placements]).to(input.dtype)
+    return rounded
+
+
+def _is_by_classes(placement: Placement) -> bool:
+    return bool(placement == Shard(1))
+
+
+def _complete(placement: Placement) -> Placement:
+    return Replicate() if placement.is_partial() else placement
