@@ -6,18 +6,15 @@ python -m benchmarks.tokens [--rows 2048 --classes 32000 ...]
 gradients nobody knows in the forward.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from benchmarks.cpu_device import CpuDevice
-from benchmarks.measure import Task, measure_interleaved
+from benchmarks.measure import Task
+from benchmarks.ratios import print_ratios
 from fused_losses import _ops
 from fused_losses.functional import TokenStatistics, token_statistics
 
@@ -61,23 +58,7 @@ def contenders(logits: Tensor, target: Tensor, *, backward: bool) -> dict[str, T
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("--rows", type=int, default=2048)
-    parser.add_argument("--classes", type=int, default=32000)
-    parser.add_argument("--min-time", type=float, default=1.0, help="seconds for each contender")
-    options = parser.parse_args(arguments)
-    title = f"{options.rows} x {options.classes}, {torch.get_num_threads()} threads: ms, and multiples of cross-entropy"
-    table = Table("dtype", "pass", *contenders(torch.empty(0), torch.empty(0), backward=False), title=title)
-    for dtype in (torch.float32, torch.bfloat16):
-        logits = torch.randn(options.rows, options.classes).to(dtype).requires_grad_()
-        target = torch.randint(options.classes, (options.rows,))
-        for backward in (False, True):
-            tasks = contenders(logits, target, backward=backward)
-            times = measure_interleaved(tasks, CpuDevice(), min_seconds_per_task=options.min_time, min_rounds=3)
-            base = times["cross-entropy"].median
-            cells = [f"{t.median * 1e3:.3g} ({t.median / base:.2f})" for t in times.values()]
-            table.add_row(str(dtype)[6:], "forward + backward" if backward else "forward", *cells)
-    Console(width=160).print(table)
+    print_ratios(__doc__, contenders, base="cross-entropy", arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import fused_losses
-from benchmarks import capabilities, linear_cross_entropy, tokens
+from benchmarks import capabilities, linear_cross_entropy, row_terms, tokens
 from benchmarks.cpu_device import CpuDevice
 from benchmarks.import_time import import_seconds
 from benchmarks.measure import Task
 from benchmarks.memory import peak_extra_bytes
 from fused_losses import _C
-from fused_losses.functional import token_statistics
+from fused_losses.functional import cross_entropy, token_statistics
 
 
 @pytest.mark.slow
@@ -64,3 +64,12 @@ def test_the_loss_of_a_linear_layer_is_measured_beside_torchs(capsys):
     linear_cross_entropy.main(["--rounds", "1", "--shape", "20x4x30/50", "--emulated"])
     printed = capsys.readouterr().out
     assert "20x4x30/50" in printed and "bfloat16" in printed and "products" in printed
+
+
+def test_the_options_beyond_torchs_are_timed_beside_the_plain_loss_and_their_composition(capsys):
+    row_terms.main(["--rows", "3", "--classes", "50", "--min-time", "0.01"])
+    printed = capsys.readouterr().out
+    assert "softcap" in printed and "these by torch" in printed and printed.count("bfloat16") == 2
+    logits, target = torch.randn(3, 50), torch.tensor([4, 9, 2])
+    ours = cross_entropy(logits, target, softcap=row_terms.SOFTCAP, lse_square_scale=row_terms.Z_LOSS)
+    torch.testing.assert_close(ours, row_terms.composition(logits, target))
