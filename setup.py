@@ -59,6 +59,7 @@ KERNEL_SOURCES = [
     "csrc/cpu/index_target.cpp",
     "csrc/cpu/logit_transform.cpp",
     "csrc/cpu/nll_loss.cpp",
+    "csrc/cpu/sigmoid_focal_loss.cpp",
     "csrc/cpu/token_statistics.cpp",
 ]
 

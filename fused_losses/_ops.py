@@ -52,6 +52,8 @@ binary_cross_entropy_with_logits_backward_over_logits: _Overwrite = (
 )
 token_statistics: Callable[..., tuple[Tensor, ...]] = _namespace.token_statistics.default
 token_statistics_backward: _Loss = _namespace.token_statistics_backward.default
+sigmoid_focal_loss: _Loss = _namespace.sigmoid_focal_loss.default
+sigmoid_focal_loss_backward: _Loss = _namespace.sigmoid_focal_loss_backward.default
 cross_entropy_rescale_gradient: _Overwrite = _namespace.cross_entropy_rescale_gradient.default
 binary_cross_entropy_rescale_gradient: _Overwrite = _namespace.binary_cross_entropy_rescale_gradient.default
 binary_cross_entropy_with_logits_rescale_gradient: _Overwrite = (

@@ -19,6 +19,7 @@ from .autograd.binary_cross_entropy_with_logits import fused_binary_cross_entrop
 from .autograd.cross_entropy import fused_cross_entropy
 from .autograd.nll_loss import fused_nll_loss
 from .beyond_torch import cross_entropy_beyond_torch
+from .focal import sigmoid_focal_loss
 from .linear_losses import linear_cross_entropy, linear_token_statistics
 from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_entropy
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
@@ -49,6 +50,7 @@ __all__ = [
     "linear_token_statistics",
     "nll_loss",
     "selective_log_softmax",
+    "sigmoid_focal_loss",
     "token_statistics",
 ]
 

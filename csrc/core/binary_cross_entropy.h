@@ -1,4 +1,4 @@
-// Parameters of the two elementwise losses, shared by every backend.
+// Parameters of the elementwise losses, shared by every backend.
 #pragma once
 
 #include <cstdint>
@@ -30,10 +30,12 @@ struct BinaryCrossEntropyParams {
   const void* target;
   BroadcastOperand weight;
   BroadcastOperand pos_weight;
-  void* losses;             // [num_elements], or null
-  double* block_losses;     // [num_blocks], or null
-  void* gradient;           // may be the input itself
-  bool stream_gradient;     // it is larger than a cache, aligned to 64 bytes, and not the input
+  void* losses;          // [num_elements], or null
+  double* block_losses;  // [num_blocks], or null
+  void* gradient;        // may be the input itself
+  bool stream_gradient;  // it is larger than a cache, aligned to 64 bytes, and not the input
+  double focal_alpha;    // of the focal loss alone, as its gamma; -1: none
+  double focal_gamma;
   double gradient_scale;    // 1 / num_elements with a mean, times a scalar grad_output
   const void* grad_output;  // [num_elements] in the target's type, or null
   // One value in the target's type where the host does not know it, or null. In LossAndGradient mode it scales a

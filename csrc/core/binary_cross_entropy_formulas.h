@@ -69,5 +69,38 @@ struct LogitFormula {
   }
 };
 
+// Note [Focal loss]
+// With the cross-entropy l of LogitFormula, p = sigmoid(x) and q = p (1 - y) + (1 - p) y, what is left of certainty,
+//   loss = a q^gamma l,  a = alpha y + (1 - alpha) (1 - y), or 1 without an alpha,
+//   d/dx = a q^gamma ((1 - y) p - y (1 - p) + gamma l (1 - 2 y) p (1 - p) / q),
+// where for targets of 0 and 1 all terms have one sign, and the fraction is 1 - p or p. It is 0 where p or 1 - p is.
+// Source: Lin et al., Focal Loss for Dense Object Detection (arXiv:1708.02002), section 3; its derivative.
+struct FocalFormula {
+  static constexpr bool kChecksRange = false;
+
+  double alpha;
+  double gamma;
+
+  template <class Math, class V = typename Math::V>
+  FUSED_LOSSES_HOST_DEVICE ValueAndDerivative<V> at(V x, V y, V) const {
+    const V zero = Math::constant(0);
+    const V one = Math::constant(1);
+    const V exponential = Math::exp(-Math::max_of(-x, x));
+    const V large = one / (exponential + one);  // sigmoid(|x|)
+    const V small = exponential * large;        // sigmoid(-|x|)
+    const auto is_positive = x >= zero;
+    const V p = Math::select(is_positive, large, small);
+    const V complement = Math::select(is_positive, small, large);
+    const V q = p * (one - y) + complement * y;
+    const V power = gamma == 0 ? one : Math::exp(Math::log(q) * Math::constant(gamma));
+    const ValueAndDerivative<V> plain = LogitFormula::at<Math>(x, y, one);
+    const V fraction = Math::select(small == zero, zero, small * large / q);
+    const V steepness = Math::select(fraction == zero, zero, Math::constant(gamma) * plain.value * fraction);
+    const V a = alpha < 0 ? one : y * Math::constant(alpha) + (one - y) * Math::constant(1 - alpha);
+    const V factor = a * power;
+    return {factor * plain.value, factor * (plain.derivative + steepness * (one - y - y))};
+  }
+};
+
 }  // namespace
 }  // namespace fused_losses

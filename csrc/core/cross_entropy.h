@@ -100,8 +100,7 @@ namespace {
 // backward forms, so that its bits are those of a gradient that the forward made.
 template <class A>
 FUSED_LOSSES_HOST_DEVICE inline A common_scale(const CrossEntropyParams& params) {
-  return static_cast<A>(params.gradient_scale) * static_cast<A>(params.expected_grad_output) *
-         static_cast<A>(params.logit_scale);
+  return static_cast<A>(params.gradient_scale) * static_cast<A>(params.expected_grad_output);
 }
 
 }  // namespace

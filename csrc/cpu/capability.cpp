@@ -8,16 +8,16 @@
 namespace fused_losses::cpu {
 namespace {
 
-#define FUSED_LOSSES_KERNELS(capability)                                                                  \
-  Kernels {                                                                                               \
-    .name = #capability, .cross_entropy_rows = capability::cross_entropy_rows,                            \
-    .cross_entropy_transposed_tiles = capability::cross_entropy_transposed_tiles,                         \
-    .cross_entropy_inner_tiles = capability::cross_entropy_inner_tiles, .nll_loss = capability::nll_loss, \
-    .binary_cross_entropy = capability::binary_cross_entropy,                                             \
-    .binary_cross_entropy_with_logits = capability::binary_cross_entropy_with_logits,                     \
-    .token_statistics = capability::token_statistics, .logit_units = capability::logit_units,             \
-    .logit_gradient = capability::logit_gradient, .scan_targets = capability::scan_targets,               \
-    .elementary_function = capability::elementary_function                                                \
+#define FUSED_LOSSES_KERNELS(capability)                                                                    \
+  Kernels {                                                                                                 \
+    .name = #capability, .cross_entropy_rows = capability::cross_entropy_rows,                              \
+    .cross_entropy_transposed_tiles = capability::cross_entropy_transposed_tiles,                           \
+    .cross_entropy_inner_tiles = capability::cross_entropy_inner_tiles, .nll_loss = capability::nll_loss,   \
+    .binary_cross_entropy = capability::binary_cross_entropy,                                               \
+    .binary_cross_entropy_with_logits = capability::binary_cross_entropy_with_logits,                       \
+    .sigmoid_focal_loss = capability::sigmoid_focal_loss, .token_statistics = capability::token_statistics, \
+    .logit_units = capability::logit_units, .logit_gradient = capability::logit_gradient,                   \
+    .scan_targets = capability::scan_targets, .elementary_function = capability::elementary_function        \
   }
 
 // From the least to the best.

@@ -16,6 +16,7 @@ struct Kernels {
   NLLLossKernel* nll_loss;
   BinaryCrossEntropyKernel* binary_cross_entropy;
   BinaryCrossEntropyKernel* binary_cross_entropy_with_logits;
+  BinaryCrossEntropyKernel* sigmoid_focal_loss;
   TokenStatisticsKernel* token_statistics;
   LogitUnitsKernel* logit_units;
   LogitGradientKernel* logit_gradient;

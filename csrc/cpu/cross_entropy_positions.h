@@ -140,7 +140,7 @@ class Positions {
   }
 
   void load_targets() {
-    const A scale = common_scale<A>(params_);
+    const A scale = common_scale<A>(params_) * logit_scale_;
     if (params_.target_kind == TargetKind::Probability) {
       for (int v = 0; v < end_; v += kLanes<A>) {
         store_integers(state_.target_class + v, IntVec<A>{} - 1);

@@ -238,7 +238,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         return RowTerms<A>(params, {broadcast(finite_shift(statistics.max)), broadcast(sum), broadcast(others),
                                     broadcast(target_exponential), broadcast(shifted_target())});
       };
-      A scale = common_scale<A>(params);
+      A scale = common_scale<A>(params) * static_cast<A>(params.logit_scale);  // the last is dx/dl
       if (params.mode == CrossEntropyMode::Backward) {
         statistics.max = static_cast<const A*>(params.row_max)[position];
         sum = static_cast<const A*>(params.row_sum)[position];

@@ -133,6 +133,15 @@ struct ChunksIf<A, false> {
   };
 };
 
+template <class Formula>
+Formula formula_of(const BinaryCrossEntropyParams& params) {
+  if constexpr (kSameType<Formula, FocalFormula>) {
+    return {params.focal_alpha, params.focal_gamma};
+  } else {
+    return {};
+  }
+}
+
 template <class Formula, class T, class U, bool kWeighted>
 class ElementwiseKernel {
   using A = Accumulation<T>;
@@ -141,6 +150,7 @@ class ElementwiseKernel {
  public:
   explicit ElementwiseKernel(const BinaryCrossEntropyParams& params)
       : params_(params),
+        formula_(formula_of<Formula>(params)),
         scale_(static_cast<A>(params.gradient_scale)),
         weights_(params.weight),
         pos_weights_(params.pos_weight) {}
@@ -191,7 +201,7 @@ class ElementwiseKernel {
       __builtin_prefetch(target + i + kPrefetchBytes / sizeof(U));
       const Vec<A> x = load(input + i);
       const Vec<A> y = load(target + i);
-      const ValueAndDerivative<Vec<A>> result = Formula::template at<VecMath<A>>(x, y, pos_weight(i));
+      const ValueAndDerivative<Vec<A>> result = formula_.template at<VecMath<A>>(x, y, pos_weight(i));
       if constexpr (kLoss) {
         const Vec<A> loss = weighted(result.value, i);
         sum[slot] += loss;
@@ -221,7 +231,7 @@ class ElementwiseKernel {
       const int64_t rest = count - i;
       const Vec<A> x = load_partial(input + i, rest, A(0));  // 0 is in the range of every formula
       const Vec<A> y = load_partial(target + i, rest, A(0));
-      const ValueAndDerivative<Vec<A>> result = Formula::template at<VecMath<A>>(x, y, pos_weight(i));
+      const ValueAndDerivative<Vec<A>> result = formula_.template at<VecMath<A>>(x, y, pos_weight(i));
       if constexpr (kLoss) {
         const Vec<A> loss = weighted(result.value, i);
         A lanes[kLanes<A>] = {};
@@ -274,6 +284,7 @@ class ElementwiseKernel {
   }
 
   const BinaryCrossEntropyParams& params_;
+  Formula formula_;
   A scale_;
   UnsignedVec<A> largest_bits_{};
   Chunks weights_;

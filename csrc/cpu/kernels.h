@@ -43,6 +43,7 @@ using ElementaryFunctionKernel = void(ElementaryFunction, DType, const void* inp
   NLLLossKernel nll_loss;                                    \
   BinaryCrossEntropyKernel binary_cross_entropy;             \
   BinaryCrossEntropyKernel binary_cross_entropy_with_logits; \
+  BinaryCrossEntropyKernel sigmoid_focal_loss;               \
   TokenStatisticsKernel token_statistics;                    \
   LogitUnitsKernel logit_units;                              \
   LogitGradientKernel logit_gradient;                        \

@@ -90,6 +90,11 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   library.def(
       "token_statistics_backward(Tensor? grad_log_prob, Tensor? grad_log_sum_exp, Tensor? grad_entropy, Tensor logits, "
       "Tensor target, Tensor saved, float logit_scale, float softcap, int ignore_index) -> Tensor");
+  // `alpha` -1 is none.
+  library.def("sigmoid_focal_loss(Tensor logits, Tensor target, float alpha, float gamma, int reduction) -> Tensor");
+  library.def(
+      "sigmoid_focal_loss_backward(Tensor grad_output, Tensor logits, Tensor target, float alpha, float gamma, "
+      "int reduction) -> Tensor");
   // What a device that the host does not wait for needs besides. `*_rescale_gradient`: `gradient` is that of this call
   // for grad_output = 1; it becomes that of the given one, rounded once. `scale_gradient`: the plain product.
   library.def(

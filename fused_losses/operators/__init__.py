@@ -12,6 +12,7 @@ from . import (
     cross_entropy,
     nll_loss,
     overwriting,
+    sigmoid_focal_loss,
     token_statistics,
 )
 from .registration import register
@@ -22,7 +23,7 @@ __all__ = ["register_operators"]
 def register_operators(namespace: str) -> None:
     """Tell torch about the operators of a namespace: ``fused_losses``, or the tests' emulation of a GPU."""
     losses = (cross_entropy, nll_loss, binary_cross_entropy, binary_cross_entropy_with_logits)
-    for module in (*losses, token_statistics, overwriting):
+    for module in (*losses, sigmoid_focal_loss, token_statistics, overwriting):
         for name, description in module.OPERATORS.items():
             register(namespace, name, description)
 

@@ -1,0 +1,90 @@
+"""What torch must know of the operators of the focal loss: Note [Focal loss] in ``csrc/core``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..torch_losses import torch_function
+from .batching import batch_first, reduce_stack, spread_stack
+from .class_axis import accumulation_dtype
+from .composite import other_gradients, second_gradients
+from .elementwise import refusal as refusal_of_elementwise
+from .registration import MEAN, NONE, Operator, call
+
+_Options = tuple[float, float, int]  # alpha (-1: none), gamma, reduction
+
+
+def refusal(logits: Tensor, target: Tensor) -> str | None:
+    """Why the kernels do not compute this loss, or ``None``."""
+    if not logits.is_cpu:
+        return "there are no kernels for the focal loss on this device"
+    return refusal_of_elementwise(logits, target.dtype, target)
+
+
+def composite(options: _Options, logits: Tensor, target: Tensor) -> Tensor:
+    """The loss by torch's own operators, computed in the type of computation."""
+    alpha, gamma, reduction = options
+    dtype = accumulation_dtype(torch.promote_types(logits.dtype, target.dtype))
+    x, y = logits.to(dtype), target.to(dtype)
+    losses = torch_function("binary_cross_entropy_with_logits")(x, y, reduction="none")
+    if gamma:
+        certainty_left = torch.sigmoid(x) * (1 - y) + torch.sigmoid(-x) * y
+        # A power below 1 has no derivative at 0, where nothing is left of the loss.
+        losses = losses * certainty_left.clamp(min=torch.finfo(dtype).tiny) ** gamma
+    if alpha >= 0:
+        losses = losses * (alpha * y + (1 - alpha) * (1 - y))
+    if reduction != NONE:
+        losses = losses.mean() if reduction == MEAN else losses.sum()
+    return losses.to(target.dtype)
+
+
+def _fake_loss(logits: Tensor, target: Tensor, alpha: float, gamma: float, reduction: int) -> Tensor:
+    return torch.empty_like(logits, dtype=target.dtype) if reduction == NONE else target.new_empty(())
+
+
+def _fake_backward(grad_output: Tensor, logits: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    gradient = call("sigmoid_focal_loss_backward", grad_output, *tensors, *ctx.options)
+    others = other_gradients(ctx, partial(composite, ctx.options), tensors, grad_output)
+    return (gradient, *others, None, None, None)
+
+
+def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
+    found = second_gradients(ctx, partial(composite, ctx.options), ctx.saved_tensors, direction)
+    return (*found, None, None, None)
+
+
+def _batch(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+    logits, target = (batch_first(t, info, dim) for t, dim in zip(arguments[:2], in_dims[:2], strict=True))
+    alpha, gamma, reduction = arguments[2:]
+    if reduction == NONE:
+        return call("sigmoid_focal_loss", logits, target, alpha, gamma, NONE), 0
+    exact_target = target.float() if target.dtype.itemsize == 2 else target  # not rounded before they are added
+    losses = call("sigmoid_focal_loss", logits, exact_target, alpha, gamma, NONE)
+    return reduce_stack(losses, logits[0].numel() if reduction == MEAN else None, target.dtype), 0
+
+
+def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+    grad_output, logits, target = (batch_first(t, info, dim) for t, dim in zip(arguments[:3], in_dims[:3], strict=True))
+    alpha, gamma, reduction = arguments[3:]
+    if reduction != NONE:
+        denominator = logits[0].numel() if reduction == MEAN else None
+        grad_output = spread_stack(grad_output.to(accumulation_dtype(logits.dtype)), denominator, logits.shape)
+    arguments = (grad_output.contiguous(), logits, target, alpha, gamma, NONE)
+    return call("sigmoid_focal_loss_backward", *arguments), 0
+
+
+OPERATORS = {
+    "sigmoid_focal_loss": Operator(fake=_fake_loss, derivative=_differentiate, batch=_batch),
+    "sigmoid_focal_loss_backward": Operator(
+        fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward
+    ),
+}
