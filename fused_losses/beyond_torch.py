@@ -31,7 +31,7 @@ def reason_for_composite(
     return (
         reason_for_torch(input, target, weight)
         or refusal_of_cross_entropy(input, target, weight, ignore_index, label_smoothing, promote)
-        or (refusal_of_terms(input) if terms != RowTerms() else None)
+        or refusal_of_terms(input, terms)
     )
 
 

@@ -150,7 +150,7 @@ def reason_against_kernel(name: str, **arguments: Any) -> str | None:
     arguments["input"] = without_waiting_wrapper(arguments["input"])
     terms = row_terms(*(arguments.pop(key, default) for key, default in _TERMS.items()))
     is_torchs = arguments.pop("token_weight", None) is None and terms == RowTerms()
-    if terms != RowTerms() and (reason := refusal_of_terms(arguments["input"])) is not None:
+    if (reason := refusal_of_terms(arguments["input"], terms)) is not None:
         return reason
     if name == "cross_entropy" and is_torchs and type(arguments["input"]).__name__ == "DTensor":
         return _against_dtensors(**{key: arguments[key] for key in arguments if key != "ignore_index"})

@@ -17,6 +17,7 @@ from .operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.linear_cross_entropy import LinearLossOptions, composite, composite_statistics
 from .operators.token_statistics import refusal as refusal_of_statistics
+from .operators.token_statistics import refusal_of_scales
 from .route_log import COMPILED, EAGER, note
 from .routing import has_overrides, is_autocast, kernel_route, promotes, reason_for_torch
 from .tokens import TokenStatistics
@@ -151,6 +152,7 @@ def linear_cross_entropy(
         None if token_weight is None else layer.rows_of_positions(token_weight),
     )
     reason = "a subclass or a mode overrides torch's functions" if overridden else _against_chunks(*arguments)
+    reason = reason or refusal_of_scales(layer.input, loss_options.logit_scale, loss_options.softcap)
     chunk_rows = getattr(options, "batch_chunk_size", None)
     if reason is None and (route := kernel_route()) != EAGER:
         wants_token_weight = token_weight is not None and token_weight.requires_grad and torch.is_grad_enabled()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..torch_losses import torch_function
 from .class_axis import accumulation_dtype, class_dim, mean_denominator
 from .registration import MEAN, NONE
-from .token_statistics import transformed
+from .token_statistics import refusal_of_scales, transformed
 
 
 class RowTerms(NamedTuple):
@@ -47,9 +47,13 @@ def has_terms(options: Sequence[float]) -> bool:
     return bool(options) and tuple(options) != RowTerms()
 
 
-def refusal(logits: Tensor) -> str | None:
-    """Why the kernels do not compute terms of a row, or ``None``."""
-    return None if logits.is_cpu else "there are no kernels for the terms of a row on this device"
+def refusal(logits: Tensor, terms: RowTerms) -> str | None:
+    """Why the kernels do not compute these terms of a row, or ``None``."""
+    if terms == RowTerms():
+        return None
+    if not logits.is_cpu:
+        return "there are no kernels for the terms of a row on this device"
+    return refusal_of_scales(logits, terms.logit_scale, terms.softcap)
 
 
 def composite_with_terms(

@@ -28,7 +28,16 @@ def refusal(logits: Tensor, target: Tensor, logit_scale: float, softcap: float, 
         return "logit_scale or softcap is not finite, or logit_scale is 0"
     if not (type(ignore_index) is int and -(2**63) <= ignore_index < 2**63):
         return "ignore_index is no 64-bit integer"
-    return None
+    return refusal_of_scales(logits, logit_scale, softcap)
+
+
+def refusal_of_scales(logits: Tensor, logit_scale: float, softcap: float) -> str | None:
+    """Whether the type of computation has no normal number for one of them: the kernels would multiply by 0."""
+    info = torch.finfo(accumulation_dtype(logits.dtype))
+    scales = (logit_scale, softcap, logit_scale / softcap) if softcap else (logit_scale,)
+    if all(info.tiny <= abs(scale) <= info.max for scale in scales):
+        return None
+    return "logit_scale or softcap is no normal number in the type of computation"
 
 
 def transformed(logits: Tensor, logit_scale: float, softcap: float) -> Tensor:

@@ -217,6 +217,18 @@ def test_masked_logits():
         check(logits, target, **terms)
 
 
+@pytest.mark.parametrize("scales", [{"logit_scale": 1e-42}, {"logit_scale": -1e-42}], ids=str)
+def test_scales_that_float32_has_no_normal_number_for(scales):
+    logits, target = problem((20, 300))
+    leaf = logits.clone().requires_grad_()
+    loss = cross_entropy(leaf, target, **scales)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), reference(logits.double(), target, **scales).float())
+    assert leaf.grad.isfinite().all()
+    statistics = fused_losses.functional.token_statistics(logits, target, **scales)
+    assert statistics.log_prob.isfinite().all()
+
+
 def test_no_term_is_torchs_loss_to_the_bit():
     logits, target = problem((20, 300))
     assert torch.equal(cross_entropy(logits, target), cross_entropy(logits, target, logit_scale=1, lse_square_scale=0))
