@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .autograd.cross_entropy import fused_cross_entropy
-from .operators.class_axis import mean_denominator, position_sizes
+from .operators.class_axis import INDEX_DTYPES, class_dim, mean_denominator, position_sizes
 from .operators.cross_entropy import composite
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.registration import MEAN, NONE
@@ -47,6 +47,10 @@ def cross_entropy_beyond_torch(
     inplace_gradient: bool,
 ) -> Tensor:
     """See :func:`fused_losses.functional.cross_entropy`."""
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        raise TypeError("cross_entropy takes tensors of logits and targets")
+    if not input.is_floating_point():
+        raise NotImplementedError(f"cross_entropy is not implemented for logits of {input.dtype}")
     if terms.focal_gamma and (label_smoothing or target.is_floating_point()):
         raise ValueError("focal_gamma is for class indices without label smoothing")
     wrapper, input = input, without_waiting_wrapper(input)
@@ -54,13 +58,20 @@ def cross_entropy_beyond_torch(
     options = (ignore_index, label_smoothing)
     if token_weight is None:
         return _with_terms(input, target, weight, reduction, *options, promotes(input), terms, inplace_gradient)
+    if not isinstance(token_weight, Tensor):
+        raise TypeError(f"token_weight must be a tensor, not {type(token_weight).__name__}")
     if token_weight.shape != position_sizes(input.shape):
         expected = list(position_sizes(input.shape))
         raise ValueError(f"Expected token_weight of shape {expected}, got {list(token_weight.shape)}")
     counted = target
     if not (target.is_floating_point() or (token_weight.requires_grad and torch.is_grad_enabled())):
-        # What counts for nothing is left out.
-        counted = torch.where(token_weight == 0, ignore_index, target.long())
+        if target.dtype not in INDEX_DTYPES:
+            raise RuntimeError(f"expected class indices of type int64, int32 or uint8, got {target.dtype}")
+        if target.shape != token_weight.shape:
+            raise ValueError(f"Expected target of shape {list(token_weight.shape)}, got {list(target.shape)}")
+        # What counts for nothing is left out, unless it is no class: that is an error in any case.
+        is_class = (target >= 0) & (target < input.shape[class_dim(input.shape)])
+        counted = torch.where((token_weight == 0) & is_class, ignore_index, target.long())
     losses = _with_terms(input, counted, weight, NONE, *options, True, terms, inplace_gradient) * token_weight
     if reduction != NONE:
         losses = losses.sum()

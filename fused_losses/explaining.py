@@ -49,6 +49,8 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
         "torch's own cross_entropy: the logits are no floating-point tensor with a class axis"
     """
     name, options = _loss_of(function)
+    if isinstance(function, nn.Module) and len(args) > 2:  # of the call of our module
+        args, kwargs = args[:2], {"token_weight": args[2], **kwargs}
     bound = inspect.signature(getattr(functional, name)).bind(*args, **{**options, **kwargs})
     bound.apply_defaults()
     arguments = bound.arguments

@@ -16,6 +16,7 @@ from .autograd.linear_token_statistics import LinearTokenStatisticsFunction, fus
 from .operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.linear_cross_entropy import LinearLossOptions, composite, composite_statistics
+from .operators.row_terms import row_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
 from .operators.token_statistics import refusal_of_scales
 from .route_log import COMPILED, EAGER, note
@@ -119,7 +120,7 @@ def linear_cross_entropy(
             label_smoothing=label_smoothing,
             options=options,
         )
-    _check_scales(logit_scale, softcap)
+    terms = row_terms(logit_scale, softcap, lse_square_scale, 0.0)
     layer = _checked_layer(input, linear_weight, linear_bias)
     if layer.holds_probabilities(target) and ignore_index is not None:
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
@@ -140,9 +141,9 @@ def linear_cross_entropy(
         _REDUCTIONS[reduction],
         ignore_index,
         label_smoothing,
-        logit_scale,
-        softcap or 0.0,
-        lse_square_scale,
+        terms.logit_scale,
+        terms.softcap,
+        terms.lse_square_scale,
         layer.loss_dtype(target),
     )
     arguments = (
@@ -218,11 +219,11 @@ def linear_token_statistics(
 
     Source: `Group Relative Policy Optimization <https://arxiv.org/abs/2402.03300>`_ asks for these.
     """
-    _check_scales(logit_scale, softcap)
+    terms = row_terms(logit_scale, softcap, 0.0, 0.0)
     if linear_weight.dim() != 2:
         raise RuntimeError(f"expected linear_weight with dimensionality 2, got {linear_weight.dim()}")
     layer = _checked_layer(input, linear_weight, linear_bias)
-    options = (float(logit_scale), softcap or 0.0, ignore_index)
+    options = (terms.logit_scale, terms.softcap, ignore_index)
     if target.shape != layer.positions:
         raise ValueError(
             f"Expected target of shape {list(layer.positions)} for an input of shape {list(input.shape)}, "
@@ -334,13 +335,6 @@ def _is_cast(tensor: Tensor) -> bool:
 
 def _cast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if _is_cast(tensor) else tensor
-
-
-def _check_scales(logit_scale: float, softcap: float | None) -> None:
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap must be positive, not {softcap}")
-    if not 0 < abs(logit_scale) < math.inf:  # not math.isfinite, which Dynamo does not trace
-        raise ValueError(f"logit_scale must be a finite number other than 0, not {logit_scale}")
 
 
 def _checked_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> _Layer:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _WeightedLoss
 
 from . import functional
+from .operators.row_terms import row_terms
 
 __all__ = ["LinearCrossEntropyLoss"]
 
@@ -118,10 +119,11 @@ class LinearCrossEntropyLoss(_Base):
             options=options,
         )
         self.logit_scale = logit_scale
+        row_terms(logit_scale, softcap, lse_square_scale, 0.0)  # raises what the call would
         self.softcap = softcap
         self.lse_square_scale = lse_square_scale
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, token_weight: Tensor | None = None) -> Tensor:
         linear_weight = self.linear.weight.reshape((self.num_classes, *self.out_features, self.linear.in_features))
         linear_bias: Tensor | None = self.linear.bias
         if linear_bias is not None:
@@ -139,4 +141,5 @@ class LinearCrossEntropyLoss(_Base):
             logit_scale=self.logit_scale,
             softcap=self.softcap,
             lse_square_scale=self.lse_square_scale,
+            token_weight=token_weight,
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .operators.registration import call
+from .operators.row_terms import row_terms
 from .operators.token_statistics import composite, refusal, transformed
 from .route_log import note
 from .routing import has_overrides, kernel_route, reason_for_torch, without_waiting_wrapper
@@ -71,8 +72,7 @@ def token_statistics(
 
     Source: softcap as in `Gemma 2 <https://arxiv.org/abs/2408.00118>`_; derivatives: ``csrc/core/token_statistics.h``.
     """
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive, not {softcap}")
+    terms = row_terms(logit_scale, softcap, 0.0, 0.0)
     if logits.dim() == 0 or target.shape != logits.shape[:-1]:
         raise ValueError(
             f"Expected target of shape {list(logits.shape[:-1])} for logits of shape {list(logits.shape)}, "
@@ -80,7 +80,7 @@ def token_statistics(
         )
     if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
         raise ValueError(f"targets must be class indices, not {target.dtype}")
-    options = (float(logit_scale), 0.0 if softcap is None else float(softcap), ignore_index)
+    options = (terms.logit_scale, terms.softcap, ignore_index)
     logits = without_waiting_wrapper(logits)
     reason = (
         "a subclass or a mode overrides torch's functions"

@@ -97,7 +97,9 @@ class LinearProblem:
 
     def reduced(self, losses: Tensor) -> Tensor:
         if self.token_weight is not None:
+            counts = counting_rows(self.target, self.options.ignore_index)
             losses = losses * self.token_weight
+            losses = losses if counts is None else torch.where(counts, losses, 0)
         return losses if self.options.reduction == NONE else self._mean_or_sum(losses.sum(dtype=torch.float64))
 
     def _mean_or_sum(self, total: Tensor) -> Tensor:

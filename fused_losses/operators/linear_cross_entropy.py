@@ -80,8 +80,9 @@ def composite(
     """The loss of ``input`` (N, F) and ``weight`` (C * D, F), differentiable in every tensor of floating point."""
     with autocast_is_off(input.device.type):
         logits = linear_logits(input, weight, bias)
-        shape = (input.shape[0], options.num_classes)
-        x = logits.view(*shape, -1) if weight.shape[0] != options.num_classes else logits.view(shape)
+        has_heads = target.dim() > (2 if target.is_floating_point() else 1)
+        heads = [weight.shape[0] // options.num_classes] if has_heads else []
+        x = logits.view(input.shape[0], options.num_classes, *heads)
         losses = _row_losses(options, x, target, class_weight)
         if token_weight is not None:
             losses = losses * token_weight.to(losses.dtype)

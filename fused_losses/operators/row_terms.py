@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,17 +29,26 @@ def row_terms(logit_scale: float, softcap: float | None, lse_square_scale: float
     """Of a caller's options.
 
     Raises:
+        TypeError: one of them is a tensor, whose gradient would be lost.
         ValueError: one of them is out of range.
     """
+    refuse_tensors(logit_scale, softcap, lse_square_scale, focal_gamma)
+    # Comparisons, and not math.isfinite, which Dynamo does not trace.
     if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"softcap must be positive and finite, not {softcap}")
-    if not (math.isfinite(logit_scale) and logit_scale != 0):
+    if not 0 < abs(logit_scale) < math.inf:
         raise ValueError(f"logit_scale must be finite and not 0, not {logit_scale}")
-    if not math.isfinite(lse_square_scale):
+    if not abs(lse_square_scale) < math.inf:
         raise ValueError(f"lse_square_scale must be finite, not {lse_square_scale}")
     if not 0 <= focal_gamma < math.inf:
         raise ValueError(f"focal_gamma must be finite and not negative, not {focal_gamma}")
     return RowTerms(float(logit_scale), float(softcap or 0.0), float(lse_square_scale), float(focal_gamma))
+
+
+def refuse_tensors(*options: Any) -> None:
+    """Whose gradients would be lost without a word."""
+    if any(isinstance(option, Tensor) for option in options):
+        raise TypeError("the scales of a loss are numbers: multiply the logits by a tensor that is to be learned")
 
 
 def has_terms(options: Sequence[float]) -> bool:

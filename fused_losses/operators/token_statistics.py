@@ -24,7 +24,7 @@ def refusal(logits: Tensor, target: Tensor, logit_scale: float, softcap: float, 
         return "the logits are no floating-point tensor with a class axis"
     if target.dtype not in INDEX_DTYPES or target.shape != logits.shape[:-1]:
         return "the targets are no class indices in the shape of the logits without their last axis"
-    if not (math.isfinite(logit_scale) and logit_scale != 0 and math.isfinite(softcap)):
+    if not (0 < abs(logit_scale) < math.inf and softcap < math.inf):
         return "logit_scale or softcap is not finite, or logit_scale is 0"
     if not (type(ignore_index) is int and -(2**63) <= ignore_index < 2**63):
         return "ignore_index is no 64-bit integer"

@@ -327,3 +327,42 @@ def test_bad_targets():
     for terms in ({"softcap": 3.0}, {"token_weight": torch.ones(20)}):
         with pytest.raises(IndexError):
             cross_entropy(logits, target, **terms)
+
+
+def test_a_scale_that_is_to_be_learned_is_refused():
+    """Its gradient would be lost without a word."""
+    logits, target = problem((20, 300))
+    learned = torch.nn.Parameter(torch.tensor(2.0))
+    statistics = fused_losses.functional.token_statistics
+    for function in (cross_entropy, statistics):
+        for option in ("logit_scale", "softcap"):
+            with pytest.raises(TypeError, match="learned"):
+                function(logits, target, **{option: learned})
+    with pytest.raises(TypeError, match="learned"):
+        fused_losses.functional.linear_cross_entropy(logits, torch.randn(7, 300), target % 7, logit_scale=learned)
+
+
+def test_what_changes_from_call_to_call_in_a_graph():
+    logits, target = problem((20, 300))
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(logits, scale, z):
+        return cross_entropy(logits, target, logit_scale=scale, lse_square_scale=z, softcap=5.0)
+
+    for scale, z in ((2.0, 1e-3), (3.0, 2e-3), (4.0, 3e-3)):
+        expected = cross_entropy(logits, target, logit_scale=scale, lse_square_scale=z, softcap=5.0)
+        torch.testing.assert_close(compiled(logits, scale, z), expected)
+
+
+def test_what_is_no_loss_in_torch_is_none_here():
+    logits, target = problem((20, 300))
+    token_weight = torch.zeros(20)
+    with pytest.raises(NotImplementedError):
+        cross_entropy(logits.long(), target, softcap=3.0)
+    with pytest.raises(RuntimeError):
+        cross_entropy(logits, target.short(), token_weight=token_weight)
+    with pytest.raises(TypeError):
+        cross_entropy(logits, target, token_weight=0.5)
+    target[3] = -7
+    with pytest.raises(IndexError):
+        cross_entropy(logits, target, torch.rand(300), token_weight=token_weight)

@@ -580,3 +580,26 @@ def test_the_most_that_a_step_holds_is_two_chunks(monkeypatch):
         gradients = sum(leaf.numel() * (4 + leaf.itemsize) for leaf in leaves)
         assert peak is not None
         assert peak - gradients <= 2 * CHUNK_BYTES + 5e6 < 3000 * 20000 * 4
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_heads_of_torchs_operators_and_of_no_rows(heads):
+    input, weight = torch.randn(4, 3), torch.randn(5, heads, 3)
+    target = torch.randint(5, (4, heads))
+    leaf = input.clone().requires_grad_()
+    linear_cross_entropy(leaf, weight, target).backward()
+    gradient = torch.func.grad(lambda x: linear_cross_entropy(x, weight, target))(input)
+    torch.testing.assert_close(gradient, leaf.grad)
+    empty = linear_cross_entropy(torch.randn(0, 3), weight, torch.zeros(0, heads, dtype=torch.long), reduction="none")
+    assert empty.shape == (0, heads)
+
+
+def test_the_weight_of_an_ignored_row_has_no_part():
+    input, weight, target = torch.randn(4, 3), torch.randn(5, 3), torch.tensor([1, -100, 2, 3])
+    token_weight = torch.tensor([1.0, float("nan"), 1.0, 2.0])
+    losses = [
+        linear_cross_entropy(x, weight, target, token_weight=token_weight)
+        for x in (input, input.clone().requires_grad_())
+    ]
+    assert losses[0].isfinite()
+    torch.testing.assert_close(*losses)
