@@ -34,12 +34,17 @@ def outcomes(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize(("name", "num_ranks"), CASES)
+# A quick run has two processes: `make test` is to take minutes, on two cores.
+SLOW_CASES = [pytest.param(*case, marks=pytest.mark.slow) if case[1] > 2 else case for case in CASES]
+
+
+@pytest.mark.parametrize(("name", "num_ranks"), SLOW_CASES)
 def test_a_spread_vocabulary(name, num_ranks, outcomes):
     for errors in outcomes(num_ranks):
         assert errors.get(name, "a case before it failed") == ""
 
 
+@pytest.mark.slow
 def test_the_example_trains_the_same_curve_as_one_process():
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "examples.vocab_parallel", "--steps", "3"]
