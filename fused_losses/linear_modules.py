@@ -118,8 +118,8 @@ class LinearCrossEntropyLoss(_Base):
             label_smoothing=label_smoothing,
             options=options,
         )
-        self.logit_scale = logit_scale
         row_terms(logit_scale, softcap, lse_square_scale, 0.0)  # raises what the call would
+        self.logit_scale = logit_scale
         self.softcap = softcap
         self.lse_square_scale = lse_square_scale
 

@@ -81,7 +81,7 @@ def vocab_parallel_linear_cross_entropy(
     (`arXiv:2411.09009 <https://arxiv.org/abs/2411.09009>`_).
     """
     group = group_of(group)
-    transform = LogitTransform(float(logit_scale), float(softcap or 0.0))
+    transform = LogitTransform.of(logit_scale, softcap)
     input, linear_weight, bias = _as_autocast(input, linear_weight_local, linear_bias)
     error = error_of(
         lambda: check_linear(input, linear_weight, bias, target, weight),

@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..operators.row_terms import refuse_tensors
 from ..tokens import TokenStatistics
 from ..tracing import outside_of_graphs
 from .arguments import check_logits, check_options, class_weight_of_shard, error_of, group_of, stand_in
@@ -126,8 +125,7 @@ def row_losses(
     token_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of each row and what it counts for in a mean, in the target's shape; the reduction is checked alone."""
-    refuse_tensors(logit_scale, softcap)
-    transform = LogitTransform(float(logit_scale), float(softcap or 0.0))
+    transform = LogitTransform.of(logit_scale, softcap)
     error = error_of(
         lambda: check_logits(logits, target, weight),
         lambda: check_options(target, transform, softcap, label_smoothing, reduction, token_weight),
@@ -243,8 +241,7 @@ def vocab_parallel_token_statistics(
     ``fused_losses/distributed/shard.py``.
     """
     group = group_of(group)
-    refuse_tensors(logit_scale, softcap)
-    transform = LogitTransform(float(logit_scale), float(softcap or 0.0))
+    transform = LogitTransform.of(logit_scale, softcap)
     error = error_of(lambda: check_logits(logits, target, None), lambda: check_options(target, transform, softcap))
     rows, indices = logits, target.reshape(-1).long()
     if error is not None:

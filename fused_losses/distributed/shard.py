@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
 from ..operators.registration import call
+from ..operators.row_terms import refuse_tensors
 from ..operators.token_statistics import refusal
 from .without_kernels import token_gradient, token_sums
 
@@ -41,6 +42,12 @@ class LogitTransform:
 
     logit_scale: float
     softcap: float  # 0: none
+
+    @classmethod
+    def of(cls, logit_scale: float, softcap: float | None) -> LogitTransform:
+        """Of a caller's options, whose range is checked with the other arguments."""
+        refuse_tensors(logit_scale, softcap)
+        return cls(float(logit_scale), float(softcap or 0.0))
 
     @property
     def factor(self) -> float:

@@ -12,6 +12,8 @@ import torch.multiprocessing
 from compilation import locked
 from vocab_parallel_cases import CASES, outcome_of, run_cases
 
+from fused_losses import distributed
+
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch has no gloo here"
 )
@@ -42,6 +44,25 @@ SLOW_CASES = [pytest.param(*case, marks=pytest.mark.slow) if case[1] > 2 else ca
 def test_a_spread_vocabulary(name, num_ranks, outcomes):
     for errors in outcomes(num_ranks):
         assert errors.get(name, "a case before it failed") == ""
+
+
+@pytest.mark.parametrize("option", ["logit_scale", "softcap"])
+def test_a_scale_that_is_to_be_learned_is_refused(option):
+    """Before anything is sent: its gradient would be lost without a word."""
+    logits, target = torch.randn(3, 5), torch.tensor([0, 2, 4])
+    calls = {
+        distributed.vocab_parallel_cross_entropy: (logits, target),
+        distributed.vocab_parallel_token_statistics: (logits, target),
+        distributed.vocab_parallel_linear_cross_entropy: (torch.randn(3, 2), torch.randn(5, 2), target),
+    }
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        for function, arguments in calls.items():
+            with pytest.raises(TypeError, match="learned"):
+                function(*arguments, **{option: torch.nn.Parameter(torch.tensor(2.0))})
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
