@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..torch_losses import torch_function
 from .class_axis import accumulation_dtype
 from .registration import MEAN, NONE
+from .row_terms import RowTerms, composite_with_terms
 from .token_statistics import composite as statistics_of_tokens
 from .token_statistics import transformed
 
@@ -97,21 +97,10 @@ def _row_losses(options: LinearLossOptions, logits: Tensor, target: Tensor, clas
     counts = counting_rows(target, options.ignore_index)
     if counts is not None:  # what is in an ignored row is nobody's business: no NaN of 0 times infinity
         logits = torch.where(counts.unsqueeze(1), logits, 0)
-    x = logits
-    if options.softcap or options.logit_scale != 1:
-        x = transformed(logits, options.logit_scale, options.softcap)
-    losses = torch_function("cross_entropy")(
-        x,
-        target.to(x.dtype) if counts is None else target.long(),
-        None if class_weight is None else class_weight.to(x.dtype),
-        reduction="none",
-        ignore_index=options.ignore_index,
-        label_smoothing=options.label_smoothing,
+    terms = RowTerms(options.logit_scale, options.softcap, options.lse_square_scale)
+    return composite_with_terms(
+        logits, target, class_weight, NONE, options.ignore_index, options.label_smoothing, terms
     )
-    if options.lse_square_scale:
-        z = options.lse_square_scale * torch.logsumexp(x, 1).square()
-        losses = losses + (z if counts is None else torch.where(counts, z, 0))
-    return losses
 
 
 def composite_statistics(

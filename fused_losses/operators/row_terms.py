@@ -78,7 +78,7 @@ def composite_with_terms(
     dtype = accumulation_dtype(logits.dtype)
     by_index = not target.is_floating_point()
     x = transformed(logits.to(dtype), terms.logit_scale, terms.softcap)
-    target = target.long() if target.dtype == torch.int32 else target if by_index else target.to(dtype)
+    target = target.long() if by_index else target.to(dtype)
     losses = torch_function("cross_entropy")(
         x,
         target,

@@ -44,7 +44,7 @@ def transformed(logits: Tensor, logit_scale: float, softcap: float) -> Tensor:
     """What softmax is taken of."""
     if softcap:
         return softcap * torch.tanh(logits * (logit_scale / softcap))
-    return logits * logit_scale
+    return logits if logit_scale == 1 else logits * logit_scale
 
 
 def composite(options: _Options, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
