@@ -57,7 +57,7 @@ KERNEL_SOURCES = [
     "csrc/cpu/binary_cross_entropy_with_logits.cpp",
     "csrc/cpu/elementary_functions.cpp",
     "csrc/cpu/index_target.cpp",
-    "csrc/cpu/logit_transform.cpp",
+    "csrc/cpu/logit_units.cpp",
     "csrc/cpu/nll_loss.cpp",
     "csrc/cpu/sigmoid_focal_loss.cpp",
     "csrc/cpu/token_statistics.cpp",

@@ -3,12 +3,13 @@
 python -m benchmarks.tokens [--rows 2048 --classes 32000 ...]
 
 "cross-entropy" is the fused one; forward and backward, it reads the logits in both, as the statistics must, whose
-gradients nobody knows in the forward.
+gradients nobody knows in the forward. TRL, where it is installed, gives two of the four statistics by two functions;
+their numbers are compared with ours first.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +18,6 @@ from benchmarks.measure import Task
 from benchmarks.ratios import print_ratios
 from fused_losses import _ops
 from fused_losses.functional import TokenStatistics, token_statistics
-
-Statistics = Callable[..., TokenStatistics]
 
 
 def eager_statistics(logits: Tensor, target: Tensor) -> TokenStatistics:
@@ -30,6 +29,19 @@ def eager_statistics(logits: Tensor, target: Tensor) -> TokenStatistics:
     return TokenStatistics(log_prob, exact.logsumexp(-1), entropy, logits.argmax(-1))
 
 
+class TrlStatistics(NamedTuple):
+    log_prob: Tensor
+    entropy: Tensor
+
+
+def trl_statistics() -> Callable[[Tensor, Tensor], TrlStatistics] | None:
+    try:
+        from trl.trainer.utils import entropy_from_logits, selective_log_softmax
+    except ImportError:
+        return None
+    return lambda logits, target: TrlStatistics(selective_log_softmax(logits, target), entropy_from_logits(logits))
+
+
 def cross_entropy(logits: Tensor, target: Tensor, *, backward: bool) -> None:
     arguments, options = (logits.detach(), target, None), (1, -100, 0.0, False)
     if not backward:
@@ -39,11 +51,20 @@ def cross_entropy(logits: Tensor, target: Tensor, *, backward: bool) -> None:
     _ops.cross_entropy_backward(torch.ones_like(loss), *arguments, statistics, *options)
 
 
-def call(function: Statistics, logits: Tensor, target: Tensor, *, backward: bool) -> None:
+def call(function: Callable[..., Any], logits: Tensor, target: Tensor, *, backward: bool) -> None:
     with torch.set_grad_enabled(backward):
         result = function(logits, target)
     if backward:
-        torch.autograd.grad((result.log_prob + result.log_sum_exp + result.entropy).sum(), logits)
+        differentiable = [part for part in result if part.is_floating_point()]
+        torch.autograd.grad(torch.stack(differentiable).sum(), logits)
+
+
+def check_agreement(function: Callable[[Tensor, Tensor], TrlStatistics], logits: Tensor, target: Tensor) -> None:
+    """Refuses to time wrong numbers. TRL's are of the logits' type."""
+    ours, theirs = token_statistics(logits[:64], target[:64]), function(logits[:64], target[:64])
+    tolerance = 1e-5 if logits.dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(theirs.log_prob.float(), ours.log_prob, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(theirs.entropy.float(), ours.entropy, rtol=tolerance, atol=tolerance)
 
 
 def contenders(logits: Tensor, target: Tensor, *, backward: bool) -> dict[str, Task]:
@@ -54,6 +75,10 @@ def contenders(logits: Tensor, target: Tensor, *, backward: bool) -> dict[str, T
         "torch's operators": partial(call, eager_statistics),
         "cross-entropy": cross_entropy,
     }
+    if (trl := trl_statistics()) is not None:
+        if logits.numel() and not backward:
+            check_agreement(trl, logits.detach(), target)
+        functions["TRL"] = partial(call, trl)
     return {name: Task([partial(f, logits, target, backward=backward)]) for name, f in functions.items()}
 
 

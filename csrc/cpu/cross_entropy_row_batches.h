@@ -113,7 +113,7 @@ class RowBatch : private Positions<T, Mass> {
       if (!used_[r]) continue;
       mass_.start_row(params_, tile_.first + r);
       const LaneStatistics<A> lanes = lane_sums_beside<kStash>(
-          state_.target_class[r], state_.target_logit[r], logits_[r], 0, params_.num_classes, mass_,
+          state_.target_class[r], state_.target_logit[r], logits_[r], 0, params_.num_classes, mass_, NoSlopes{},
           kStash ? stash(r) : nullptr, state_.max[r], logit_scale_, kRows * params_.num_classes);
       sum[r] = lanes.sum;
       if constexpr (Mass::kReadsProbability) mass[r] = lanes.mass;
@@ -141,7 +141,7 @@ class RowBatch : private Positions<T, Mass> {
     store(others, load(state_.others) * inverse_sum);
     for (int r = 0; r < tile_.count; ++r) {
       if (!used_[r]) {
-        ignored_gradient(logits_[r], gradients_[r], params_.num_classes);
+        ignored_gradient(logits_[r], gradients_[r], params_.num_classes, false);
         continue;
       }
       mass_.start_row(params_, tile_.first + r);
@@ -149,8 +149,8 @@ class RowBatch : private Positions<T, Mass> {
       if constexpr (kStash) {
         gradient_from_stash<false>(stash(r), gradients_[r], 0, params_.num_classes, mass_, factor[r], scale);
       } else {
-        gradient_from_logits(logits_[r], gradients_[r], 0, params_.num_classes, mass_, finite_shift(state_.max[r]),
-                             logit_scale_, factor[r], scale);
+        gradient_from_logits(logits_[r], gradients_[r], 0, params_.num_classes, mass_, NoSlopes{},
+                             finite_shift(state_.max[r]), logit_scale_, factor[r], scale);
       }
       const int64_t target_class = state_.target_class[r];
       if (target_class < 0) continue;

@@ -1,58 +1,12 @@
 // The loops over the contiguous classes of one row, or of a block of it.
-//
-// Note [Prefetching]
-// The hardware's prefetcher stops at the end of a page, and a block is a page of float: left to it, every block begins
-// with a wait for memory while the arithmetic idles, and then the reverse. So the exponentials of one block ask for the
-// lines of the next block but one: the next itself would be wanted before its last lines arrive. Those of a batch ask
-// for the next batch. Past the end of the row lies the next row; past the end of memory a prefetch does nothing.
 #pragma once
 
 #include "cross_entropy_target.h"
-#include "vec_math.h"
+#include "logit_units.h"
+#include "row_loop.h"
 
 namespace fused_losses::cpu {
 namespace {
-
-constexpr int64_t kPageClasses = 1024;  // of float
-
-// Calls full(i, accumulator) for every whole register of [0, count) and partial(i, remaining) for the rest. Four
-// accumulators: the exponential's chain is long, and an addition takes four cycles on two ports.
-template <class A, class Full, class Partial>
-inline void sweep(int64_t count, const Full& full, const Partial& partial) {
-  constexpr int64_t kStep = kLanes<A>;
-  int64_t i = 0;
-  for (; i + 4 * kStep <= count; i += 4 * kStep) {
-    full(i, 0);
-    full(i + kStep, 1);
-    full(i + 2 * kStep, 2);
-    full(i + 3 * kStep, 3);
-  }
-  for (; i + kStep <= count; i += kStep) full(i, 0);
-  if (i < count) partial(i, count - i);
-}
-
-// Whether the register that `sweep` numbers so is the first of a cache line.
-template <class T>
-constexpr bool begins_line(int slot) {
-  return kStoredBytes<T> >= 64 || slot % static_cast<int>(64 / kStoredBytes<T>) == 0;
-}
-
-template <class A>
-inline Vec<A> lane_numbers() {
-  Vec<A> lanes;
-  for (int lane = 0; lane < kLanes<A>; ++lane) lanes[lane] = static_cast<A>(lane);
-  return lanes;
-}
-
-template <class A>
-inline IntVec<A> first_lanes(int64_t count) {
-  return lane_numbers<A>() < broadcast(static_cast<A>(count));
-}
-
-template <class A>
-inline Vec<A> sum_of(const Vec<A> (&parts)[4]) {
-  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
-}
 
 // Exponentials are taken relative to this: a block (or row) that is all -inf must give 0, not NaN.
 template <class A>
@@ -87,14 +41,16 @@ inline Vec<A> without_lane(Vec<A> value, int64_t lane) {
 }
 
 // kHole: the exponential of the class at `hole` is not summed. `ahead`: how many classes further the lines lie that are
-// asked for.
-template <bool kStash, bool kHole, class T, class Mass>
+// asked for. The stash has the exponentials times their slopes, which is all that the gradient of a point mass needs;
+// that of a dense mass needs the slopes besides.
+template <bool kStash, bool kHole, class T, class Mass, class Slopes>
 FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x, int64_t first_class, int64_t count,
-                                                                      const Mass& mass, Accumulation<T>* stash,
-                                                                      Accumulation<T> shift,
+                                                                      const Mass& mass, const Slopes& slopes,
+                                                                      Accumulation<T>* stash, Accumulation<T> shift,
                                                                       Accumulation<T> logit_scale, int64_t ahead,
                                                                       int64_t hole) {
   using A = Accumulation<T>;
+  static_assert(!(Slopes::kAny && Mass::kDense), "the stash is not enough");
   Vec<A> max[4];
   for (Vec<A>& part : max) part = broadcast(-kInfinity<A>);
   Vec<A> sum[4] = {};
@@ -109,7 +65,7 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
         const Vec<A> shifted = shifted_logit(value, shift, logit_scale);
         const Vec<A> exponential = exp<A>(shifted);
         sum[slot] += kHole ? without_lane<A>(exponential, hole - i) : exponential;
-        if constexpr (kStash) store(stash + i, exponential);
+        if constexpr (kStash) store(stash + i, slopes.times(exponential, i));
         if constexpr (Mass::kDense) {
           const Vec<A> q = mass.at(first_class + i);
           if constexpr (Mass::kReadsProbability) mass_sum[slot] += q;
@@ -122,7 +78,7 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
         const Vec<A> shifted = shifted_logit(value, shift, logit_scale);
         const Vec<A> exponential = exp<A>(shifted);
         sum[0] += kHole ? without_lane<A>(exponential, hole - i) : exponential;
-        if constexpr (kStash) store_partial(stash + i, exponential, rest);
+        if constexpr (kStash) store_partial(stash + i, slopes.times(exponential, i, rest), rest);
         if constexpr (Mass::kDense) {
           const IntVec<A> valid = first_lanes<A>(rest);
           const Vec<A> q = mass.at(first_class + i, rest);
@@ -136,16 +92,17 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
 
 // The same, without the exponential of the class at number `target`, -1 for none, where that is the largest logit so
 // far; elsewhere it can be subtracted from the sum. See Note [Confident rows].
-template <bool kStash, class T, class Mass>
+template <bool kStash, class T, class Mass, class Slopes>
 inline LaneStatistics<Accumulation<T>> lane_sums_beside(int64_t target, Accumulation<T> target_logit, const T* x,
                                                         int64_t first_class, int64_t count, const Mass& mass,
-                                                        Accumulation<T>* stash, Accumulation<T> max,
-                                                        Accumulation<T> logit_scale, int64_t ahead) {
+                                                        const Slopes& slopes, Accumulation<T>* stash,
+                                                        Accumulation<T> max, Accumulation<T> logit_scale,
+                                                        int64_t ahead) {
   const Accumulation<T> shift = finite_shift(max);
   if (target >= 0 && target_logit == max) {
-    return lane_sums<kStash, true>(x, first_class, count, mass, stash, shift, logit_scale, ahead, target);
+    return lane_sums<kStash, true>(x, first_class, count, mass, slopes, stash, shift, logit_scale, ahead, target);
   }
-  return lane_sums<kStash, false>(x, first_class, count, mass, stash, shift, logit_scale, ahead, target);
+  return lane_sums<kStash, false>(x, first_class, count, mass, slopes, stash, shift, logit_scale, ahead, target);
 }
 
 // exponential * factor - q * scale for a register of classes, or for the `rest` of them.
@@ -191,10 +148,10 @@ FUSED_LOSSES_FLATTEN inline void gradient_from_stash(const Accumulation<T>* stas
       [&](int64_t i, int64_t rest) { partial(begin + i, rest); });
 }
 
-// gradient = exp(x - m) * factor - q * scale for the classes [first_class, first_class + count).
-template <class T, class Mass>
-FUSED_LOSSES_FLATTEN inline void gradient_from_logits(const T* x, T* gradient, int64_t first_class, int64_t count,
-                                                      const Mass& mass, Accumulation<T> shift,
+// gradient = exp(x - m) * slope * factor - q * scale for the classes [first_class, first_class + count).
+template <class T, class G, class Mass, class Slopes>
+FUSED_LOSSES_FLATTEN inline void gradient_from_logits(const T* x, G* gradient, int64_t first_class, int64_t count,
+                                                      const Mass& mass, const Slopes& slopes, Accumulation<T> shift,
                                                       Accumulation<T> logit_scale, Accumulation<T> factor,
                                                       Accumulation<T> scale) {
   using A = Accumulation<T>;
@@ -202,11 +159,12 @@ FUSED_LOSSES_FLATTEN inline void gradient_from_logits(const T* x, T* gradient, i
       count,
       [&](int64_t i, int slot) {
         if (begins_line<T>(slot)) __builtin_prefetch(x + i + kPageClasses);  // Note [Prefetching]
-        const Vec<A> exponential = exp<A>(shifted_logit(load(x + i), shift, logit_scale));
+        const Vec<A> exponential = slopes.times(exp<A>(shifted_logit(load(x + i), shift, logit_scale)), i);
         store(gradient + i, derivative<Mass, A>(exponential, factor, mass, scale, first_class + i));
       },
       [&](int64_t i, int64_t rest) {
-        const Vec<A> exponential = exp<A>(shifted_logit(load_partial(x + i, rest, A(0)), shift, logit_scale));
+        const Vec<A> shifted = shifted_logit(load_partial(x + i, rest, A(0)), shift, logit_scale);
+        const Vec<A> exponential = slopes.times(exp<A>(shifted), i, rest);
         store_partial(gradient + i, derivative<Mass, A>(exponential, factor, mass, scale, first_class + i, rest), rest);
       });
 }
@@ -218,9 +176,10 @@ inline A gradient_at_target(A row_mass, const Mass& mass, int64_t target_class, 
   return derivative_at_target(p, row_mass, q, point * others);
 }
 
-// The gradient of an ignored row is 0 * softmax: zeros, or NaN throughout where the softmax is NaN (as in torch).
+// The gradient of an ignored row is 0 * softmax: zeros, or NaN throughout where the softmax is NaN (as in torch), which
+// an infinite logit makes it unless it is softcapped.
 template <class T>
-FUSED_LOSSES_FLATTEN inline void ignored_gradient(const T* x, T* gradient, int64_t num_classes) {
+FUSED_LOSSES_FLATTEN inline void ignored_gradient(const T* x, T* gradient, int64_t num_classes, bool softcapped) {
   using A = Accumulation<T>;
   IntVec<A> is_nan[4] = {};
   Vec<A> max[4];
@@ -233,8 +192,8 @@ FUSED_LOSSES_FLATTEN inline void ignored_gradient(const T* x, T* gradient, int64
       num_classes, [&](int64_t i, int slot) { inspect(load(x + i), slot); },
       [&](int64_t i, int64_t rest) { inspect(load_partial(x + i, rest, -kInfinity<A>), 0); });
   const A row_max = max_lanes<A>(max_of(max_of(max[0], max[1]), max_of(max[2], max[3])));
-  const bool undefined =
-      any_lane(is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3]) || row_max == kInfinity<A> || row_max == -kInfinity<A>;
+  const bool is_infinite = row_max == kInfinity<A> || row_max == -kInfinity<A>;
+  const bool undefined = any_lane(is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3]) || (is_infinite && !softcapped);
   const Vec<A> value = broadcast(undefined ? static_cast<A>(__builtin_nan("")) : A(0));
   sweep<A>(
       num_classes, [&](int64_t i, int) { store(gradient + i, value); },

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../core/cross_entropy.h"
-#include "vec_math.h"
+#include "logit_units.h"
 
 namespace fused_losses::cpu {
 namespace {
@@ -14,7 +14,7 @@ inline bool has_row_terms(const CrossEntropyParams& params) {
 // What is known of a row, without a target class: others = sum, target_exponential = 0.
 template <class A>
 struct RowSums {
-  Vec<A> shift;  // m
+  Vec<A> shift;  // the unit of m: see UnitTransform
   Vec<A> sum;
   Vec<A> others;
   Vec<A> target_exponential;  // exp(shifted_target)
@@ -29,7 +29,8 @@ class RowTerms {
   RowTerms(const CrossEntropyParams& params, const RowSums<A>& sums)
       : lse_square_scale_(static_cast<A>(params.lse_square_scale)), focal_gamma_(static_cast<A>(params.focal_gamma)) {
     const Vec<A> log_sum = log_of_sum<A>(sums.sum, sums.target_exponential, sums.others);
-    log_sum_exp_ = multiply_subtract(sums.shift, broadcast(static_cast<A>(params.logit_scale)), -log_sum);
+    const A factor = unit_factor<A>({params.logit_scale, params.softcap});
+    log_sum_exp_ = multiply_subtract(sums.shift, broadcast(factor), -log_sum);
     if (focal_gamma_ == 0) return;
     p_ = sums.target_exponential / sums.sum;
     complement_ = sums.others / sums.sum;

@@ -12,7 +12,13 @@ namespace {
 struct Rows {
   template <class T, class Mass>
   static void run(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
-    sweep_rows<T, Mass>(params, block_begin, block_end);
+    if (is_transformed(params.logit_scale, params.softcap)) {
+      if constexpr (!Mass::kDense) sweep_rows<T, Mass, true>(params, block_begin, block_end);
+    } else if (takes_batches(params)) {
+      sweep_row_batches<T, Mass>(params, block_begin, block_end);
+    } else {
+      sweep_rows<T, Mass, false>(params, block_begin, block_end);
+    }
   }
 };
 

@@ -20,11 +20,13 @@
 #include "../core/compensated_sum.h"
 #include "cross_entropy_row_batches.h"
 #include "cross_entropy_row_terms.h"
+#include "kernels.h"
 
 namespace fused_losses::cpu {
 namespace {
 
 constexpr int kMaxRowBlocks = 128;
+static_assert(kMaxTransformedClasses <= kMaxRowBlocks * kMaxBlockUnits);
 constexpr int64_t kMinBlockClasses = kPageClasses;
 // A row whose logits and stash exceed the second-level cache is cheaper to read again than to stash.
 constexpr int64_t kMaxStashedBytes = int64_t(1) << 20;
@@ -40,19 +42,20 @@ struct Statistics {
 
 // A block's sums relative to `max`, which is at least the largest logit of the block and of those before it. See Note
 // [One read of a row]. `target` is the target's number in the block, or -1.
-template <bool kStash, class T, class Mass>
+template <bool kStash, class T, class Mass, class Slopes>
 inline Statistics<Accumulation<T>> block_statistics(const T* x, int64_t first_class, int64_t count, const Mass& mass,
-                                                    Accumulation<T>* stash, Accumulation<T> max_before,
-                                                    Accumulation<T> logit_scale, int64_t target,
-                                                    Accumulation<T> target_logit) {
+                                                    const Slopes& slopes, Accumulation<T>* stash,
+                                                    Accumulation<T> max_before, Accumulation<T> logit_scale,
+                                                    int64_t target, Accumulation<T> target_logit) {
   using A = Accumulation<T>;
   const int64_t ahead = 2 * count;
   A max = first_class == 0 ? max_lanes<A>(lane_maxima(x, count)) : max_before;
-  LaneStatistics<A> lanes =
-      lane_sums_beside<kStash>(target, target_logit, x, first_class, count, mass, stash, max, logit_scale, ahead);
+  LaneStatistics<A> lanes = lane_sums_beside<kStash>(target, target_logit, x, first_class, count, mass, slopes, stash,
+                                                     max, logit_scale, ahead);
   if (const A block_max = max_lanes<A>(lanes.max); block_max > max) {
     max = block_max;
-    lanes = lane_sums_beside<kStash>(target, target_logit, x, first_class, count, mass, stash, max, logit_scale, ahead);
+    lanes = lane_sums_beside<kStash>(target, target_logit, x, first_class, count, mass, slopes, stash, max, logit_scale,
+                                     ahead);
   }
   Statistics<A> result{max, sum_lanes<A>(lanes.sum), 0, 0};
   if (target >= 0 && target_logit != max) {
@@ -64,13 +67,14 @@ inline Statistics<Accumulation<T>> block_statistics(const T* x, int64_t first_cl
 }
 
 // One row in blocks; keeps the blocks' maxima, by which the stash must be rescaled.
-template <class T, class Mass>
+template <class T, class Mass, bool kTransformed>
 class Row {
  public:
   using A = Accumulation<T>;
+  using Units = LogitUnits<T, kTransformed>;
 
   Row(const CrossEntropyParams& params, const Mass& mass)
-      : num_classes_(params.num_classes), logit_scale_(static_cast<A>(params.logit_scale)), mass_(mass) {
+      : num_classes_(params.num_classes), units_({params.logit_scale, params.softcap}), mass_(mass) {
     // Enough classes a block that the maxima fit, in whole registers.
     const int64_t needed = (num_classes_ + kMaxRowBlocks - 1) / kMaxRowBlocks;
     block_classes_ = needed <= kMinBlockClasses ? kMinBlockClasses : (needed + 63) / 64 * 64;
@@ -79,6 +83,9 @@ class Row {
 
   void start(const CrossEntropyParams& params, int64_t position) { mass_.start_row(params, position); }
 
+  const Units& units() const { return units_; }
+
+  // `target_logit` is a unit, as the maximum of the result.
   template <bool kStash>
   Statistics<A> statistics(const T* x, A* stash, int64_t target_class, A target_logit) {
     Statistics<A> blocks[kMaxRowBlocks];
@@ -87,8 +94,10 @@ class Row {
     for (int64_t first = 0; first < num_classes_; first += block_classes_, ++num_blocks) {
       const int64_t count = num_classes_ - first < block_classes_ ? num_classes_ - first : block_classes_;
       const int64_t target = target_class >= first && target_class < first + count ? target_class - first : -1;
-      blocks[num_blocks] = block_statistics<kStash>(x + first, first, count, mass_, kStash ? stash + first : nullptr,
-                                                    max, logit_scale_, target, target_logit);
+      const auto* units = units_.template of_block<kStash>(x + first, count);
+      blocks[num_blocks] =
+          block_statistics<kStash>(units, first, count, mass_, units_.slopes(), kStash ? stash + first : nullptr, max,
+                                   units_.factor, target, target_logit);
       max = maxima_[num_blocks] = blocks[num_blocks].max;
     }
     const A shift = finite_shift(max);
@@ -101,7 +110,7 @@ class Row {
       if constexpr (Mass::kDense) {
         const A block_mass = Mass::kReadsProbability ? blocks[block].mass : block_masses_[block];
         mass_sum += block_mass;
-        const A change = shifted_logit(finite_shift(blocks[block].max), shift, logit_scale_);
+        const A change = shifted_logit(finite_shift(blocks[block].max), shift, units_.factor);
         mass_times_x += blocks[block].mass_times_x + static_cast<double>(block_mass) * change;
       }
     }
@@ -122,22 +131,23 @@ class Row {
   // The same from the logits. `max` is the row's; kHasMaxima says that statistics() has just found the blocks'. See
   // Note [Same bits without a stash].
   template <bool kHasMaxima>
-  void gradient_from_logits(const T* x, T* gradient, A max, A factor, A scale) const {
+  void gradient_from_logits(const T* x, T* gradient, A max, A factor, A scale) {
     A max_so_far = -kInfinity<A>;
     int block = 0;
     for (int64_t first = 0; first < num_classes_; first += block_classes_, ++block) {
       const int64_t rest = num_classes_ - first;
       const int64_t count = rest < block_classes_ ? rest : block_classes_;
+      const auto* units = units_.template of_block<true>(x + first, count);
       if constexpr (kHasMaxima) {
         max_so_far = maxima_[block];
       } else if (count == rest) {
         max_so_far = max;
       } else if (max_so_far != max) {
-        const A block_max = max_lanes<A>(lane_maxima(x + first, count));
+        const A block_max = max_lanes<A>(lane_maxima(units, count));
         max_so_far = block_max > max_so_far ? block_max : max_so_far;
       }
-      fused_losses::cpu::gradient_from_logits(x + first, gradient + first, first, count, mass_,
-                                              finite_shift(max_so_far), logit_scale_,
+      fused_losses::cpu::gradient_from_logits(units, gradient + first, first, count, mass_, units_.slopes(),
+                                              finite_shift(max_so_far), units_.factor,
                                               block_factor(max_so_far, finite_shift(max)) * factor, scale);
     }
   }
@@ -170,12 +180,12 @@ class Row {
 
   // From exponentials relative to a block's maximum to those relative to the row's.
   A block_factor(A block_max, A shift) const {
-    return exp<A>(broadcast(shifted_logit(block_max, shift, logit_scale_)))[0];
+    return exp<A>(broadcast(shifted_logit(block_max, shift, units_.factor)))[0];
   }
 
   int64_t num_classes_;
   int64_t block_classes_;
-  A logit_scale_;
+  Units units_;
   Mass mass_;
   A maxima_[kMaxRowBlocks];  // the largest logit so far
   A factors_[kMaxRowBlocks];
@@ -183,10 +193,9 @@ class Row {
 };
 
 // Blocks [block_begin, block_end) of positions.
-template <class T, class Mass>
+template <class T, class Mass, bool kTransformed>
 void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
   using A = Accumulation<T>;
-  if (takes_batches(params)) return sweep_row_batches<T, Mass>(params, block_begin, block_end);
   const bool wants_gradient = params.mode == CrossEntropyMode::LossAndGradient;
   const int64_t num_classes = params.num_classes;
   A* scratch = nullptr;
@@ -200,7 +209,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
   }
   const T* logits = static_cast<const T*>(params.logits);
   T* gradients = static_cast<T*>(params.gradient);
-  Row<T, Mass> row(params, Mass(params));
+  Row<T, Mass, kTransformed> row(params, Mass(params));
   const auto offset_of = [&](const ClassLayout& layout, int64_t position) {
     return layout.offset(place_of(position, params.inner_size));
   };
@@ -216,17 +225,19 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       PointMass<A> point = point_mass<A>(params, position);
       const bool ignored = params.target_kind != TargetKind::Probability && point.target_class < 0;
       if (ignored) {
-        if (params.mode != CrossEntropyMode::Loss) ignored_gradient(x, gradient, num_classes);
+        if (params.mode != CrossEntropyMode::Loss) ignored_gradient(x, gradient, num_classes, params.softcap != 0);
         if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = 0;
         continue;
       }
       row.start(params, position);
       // Read before the gradient is written: it may be written over the logits.
-      const A target_logit = point.target_class >= 0 ? load_scalar(x + point.target_class) : A(0);
+      const UnitAndSlope<A> target =
+          row.units().of(point.target_class >= 0 ? load_scalar(x + point.target_class) : A(0));
+      const A target_logit = target.value[0];
       const A* stash = nullptr;
       Statistics<A> statistics{};
       const auto shifted_target = [&] {
-        return shifted_logit(target_logit, finite_shift(statistics.max), static_cast<A>(params.logit_scale));
+        return shifted_logit(target_logit, finite_shift(statistics.max), row.units().factor);
       };
       const auto exponential_of_target = [&] {
         return point.target_class >= 0 ? exp<A>(broadcast(shifted_target()))[0] : A(0);
@@ -238,7 +249,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         return RowTerms<A>(params, {broadcast(finite_shift(statistics.max)), broadcast(sum), broadcast(others),
                                     broadcast(target_exponential), broadcast(shifted_target())});
       };
-      A scale = common_scale<A>(params) * static_cast<A>(params.logit_scale);  // the last is dx/dl
+      A scale = common_scale<A>(params) * static_cast<A>(params.logit_scale);  // the last is dx/dl, but for the slope
       if (params.mode == CrossEntropyMode::Backward) {
         statistics.max = static_cast<const A*>(params.row_max)[position];
         sum = static_cast<const A*>(params.row_sum)[position];
@@ -293,7 +304,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       if (point.target_class >= 0) {
         const A p = target_exponential * inverse_sum;
         const A value = row.gradient_at_target(mass, point, p, statistics.others * inverse_sum);
-        store_scalar(gradient + point.target_class, value * scale);
+        store_scalar(gradient + point.target_class, value * (target.derivative[0] * scale));
       }
     }
     if (params.block_losses != nullptr) params.block_losses[block] = block_loss.value();

@@ -21,13 +21,15 @@ struct UnitTransform {
   double softcap;
 };
 
+// Rows of index targets with no more classes are transformed by cross_entropy_rows itself.
+constexpr int64_t kMaxTransformedClasses = int64_t(1) << 19;
+
 // A kernel works on a range of blocks; blocks have a fixed size, so that sums do not depend on the number of threads.
 using CrossEntropyKernel = void(const CrossEntropyParams&, int64_t block_begin, int64_t block_end);
 using NLLLossKernel = void(const NLLLossParams&, int64_t block_begin, int64_t block_end);
 using BinaryCrossEntropyKernel = void(const BinaryCrossEntropyParams&, int64_t block_begin, int64_t block_end);
 using TokenStatisticsKernel = void(const TokenStatisticsParams&, int64_t block_begin, int64_t block_end);
-// `slopes`, the derivatives of the units, are null where nobody needs them, and without a softcap: there they are the
-// sign.
+// `slopes`, the derivatives of tanh at the units, are null where nobody needs them, and without a softcap.
 using LogitUnitsKernel = void(const UnitTransform&, DType, const void* logits, void* units, void* slopes,
                               int64_t count);
 using LogitGradientKernel = void(const UnitTransform&, DType, const void* slopes, const void* unit_gradient,

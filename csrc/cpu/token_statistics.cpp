@@ -7,9 +7,9 @@
 namespace fused_losses::cpu {
 namespace {
 
-template <class T, bool kSoftcapped>
+template <class T, bool kTransformed>
 void run_rows(const TokenStatisticsParams& params, int64_t block_begin, int64_t block_end) {
-  TokenRows<T, kSoftcapped> rows(params);
+  TokenRows<T, kTransformed> rows(params);
   const int64_t first = block_begin * params.positions_per_block;
   const int64_t end = block_end * params.positions_per_block;
   const int64_t last = end < params.num_positions ? end : params.num_positions;
@@ -23,8 +23,8 @@ void run_rows(const TokenStatisticsParams& params, int64_t block_begin, int64_t 
 }
 
 template <class T>
-void by_softcap(const TokenStatisticsParams& params, int64_t block_begin, int64_t block_end) {
-  if (params.softcap != 0) {
+void by_transform(const TokenStatisticsParams& params, int64_t block_begin, int64_t block_end) {
+  if (is_transformed(params.logit_scale, params.softcap)) {
     run_rows<T, true>(params, block_begin, block_end);
   } else {
     run_rows<T, false>(params, block_begin, block_end);
@@ -39,13 +39,13 @@ void token_statistics(const TokenStatisticsParams& params, int64_t block_begin, 
   const FlushToZero flush;
   switch (params.dtype) {
     case DType::Float32:
-      return by_softcap<float>(params, block_begin, block_end);
+      return by_transform<float>(params, block_begin, block_end);
     case DType::Float64:
-      return by_softcap<double>(params, block_begin, block_end);
+      return by_transform<double>(params, block_begin, block_end);
     case DType::BFloat16:
-      return by_softcap<BFloat16>(params, block_begin, block_end);
+      return by_transform<BFloat16>(params, block_begin, block_end);
     case DType::Float16:
-      return by_softcap<Float16>(params, block_begin, block_end);
+      return by_transform<Float16>(params, block_begin, block_end);
   }
 }
 

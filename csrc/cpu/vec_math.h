@@ -85,9 +85,10 @@ inline Vec<A> exp(Vec<A> x) {
   return scale((r * r) * polynomial(r, C::kExp) + r + A(1), n, x, C::kExpLowest);
 }
 
-// tanh by expm1(y) / (expm1(y) + 2), y = -2 |x|, with expm1(y) = 2^n (exp(r) - 1) + (2^n - 1), where nothing cancels:
-// n is 0 or the second term is at most -1/2 and the first at most 1/5. The derivative 1 - tanh^2 is
-// 4 exp(y) / (expm1(y) + 2)^2, exact where tanh is 1 but for the last digits.
+// tanh(x / 2) by expm1(y) / (expm1(y) + 2), y = -|x|, with expm1(y) = 2^n (exp(r) - 1) + (2^n - 1), where nothing
+// cancels: n is 0 or the second term is at most -1/2 and the first at most 1/5. The derivative of tanh there is
+// 4 exp(y) / (expm1(y) + 2)^2, exact where tanh is 1 but for the last digits. One part of ln 2 will do where products
+// are fused: its error is multiplied by n 2^n.
 template <class A>
 struct TanhAndDerivative {
   Vec<A> value;
@@ -95,24 +96,30 @@ struct TanhAndDerivative {
 };
 
 template <class A>
-inline TanhAndDerivative<A> tanh_and_derivative(Vec<A> x) {
+inline TanhAndDerivative<A> tanh_and_derivative_of_half(Vec<A> x) {
   using C = MathConstants<A>;
-  const IntVec<A> is_negative = x < Vec<A>{};
-  const Vec<A> magnitude = select(is_negative, -x, x);
-  const Vec<A> y = max_of(broadcast<A>(C::kTanhLowest), magnitude * A(-2));
-  const Vec<A> n = (y * C::kLog2E + C::kRound) - C::kRound;
-  const Vec<A> r = (y - n * C::kLn2High) - n * C::kLn2Low;
-  const Vec<A> power = scale(broadcast(A(1)), n, y, C::kExpLowest);
+  const IntVec<A> sign = bit_cast<IntVec<A>>(broadcast(A(-0.0)));
+  const IntVec<A> negative = bit_cast<IntVec<A>>(x) | sign;
+  const Vec<A> y = max_of(broadcast<A>(C::kTanhLowest), bit_cast<Vec<A>>(negative));
+  const Vec<A> rounded = y * C::kLog2E + C::kRound;
+  const Vec<A> n = rounded - C::kRound;
+  const Vec<A> r = kFusesProducts ? y - n * (C::kLn2High + C::kLn2Low) : (y - n * C::kLn2High) - n * C::kLn2Low;
+  // n is in the lowest bits, and 2^n a normal number.
+  const IntVec<A> one = bit_cast<IntVec<A>>(broadcast(A(1)));
+  const Vec<A> power = bit_cast<Vec<A>>((bit_cast<IntVec<A>>(rounded) << C::kMantissaBits) + one);
   const Vec<A> expm1_of_r = (r * r) * polynomial(r, C::kExp) + r;
   const Vec<A> expm1 = power * expm1_of_r + (power - A(1));
-  const Vec<A> result = -expm1 / (expm1 + A(2));
-  const Vec<A> root = A(2) / (expm1 + A(2));
-  return {select(is_negative, -result, result), (power * expm1_of_r + power) * (root * root)};
+  const Vec<A> divisor = expm1 + A(2);
+  const Vec<A> inverse = A(1) / divisor;
+  const Vec<A> root = inverse + inverse;
+  const IntVec<A> negative_result = bit_cast<IntVec<A>>(divide(expm1, divisor, inverse));
+  const IntVec<A> result = negative_result ^ (negative ^ bit_cast<IntVec<A>>(x)) ^ sign;
+  return {bit_cast<Vec<A>>(result), (power * expm1_of_r + power) * (root * root)};
 }
 
 template <class A>
 inline Vec<A> tanh(Vec<A> x) {
-  return tanh_and_derivative<A>(x).value;
+  return tanh_and_derivative_of_half<A>(x + x).value;
 }
 
 // log(1 + f) for -0.3 < f <= 1 by 2 atanh(s), s = f / (2 + f). Since 2 s = f - s f, it is f less a smaller term, and

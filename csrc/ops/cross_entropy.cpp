@@ -44,13 +44,12 @@ class Call : public CrossEntropyProblem {
 
   void run() const {
     const int64_t elements = params.positions_per_block * params.num_classes;
-    const bool is_transformed = options().softcap != 0 || options().logit_scale < 0;  // else the kernels scale
     const cpu::UnitTransform transform{options().logit_scale, options().softcap};
     std::atomic<bool> lacks_memory = false;
     for_each_block(
         num_blocks(),
         [&](int64_t block_begin, int64_t block_end) {
-          if (!is_transformed) {
+          if (!transforms_logits_) {
             kernel_(params, block_begin, block_end);
           } else if (!transformed_cross_entropy(params, transform, kernel_, block_begin, block_end)) {
             lacks_memory = true;
@@ -95,6 +94,10 @@ class Call : public CrossEntropyProblem {
       kernel_ = kernels.cross_entropy_rows;
     }
     const bool by_rows = kernel_ == kernels.cross_entropy_rows;
+    const bool kernel_transforms =
+        by_rows && params.target_kind == TargetKind::Index && params.num_classes <= cpu::kMaxTransformedClasses;
+    if (kernel_transforms) params.softcap = options().softcap;
+    transforms_logits_ = !kernel_transforms && (options().softcap != 0 || options().logit_scale < 0);
     const int64_t quantum = !by_rows ? kTilePositions : params.num_classes <= kBatchClasses ? kBatchPositions : 1;
     params.positions_per_block = quantum * std::max<int64_t>(1, kElementsPerBlock / (params.num_classes * quantum));
   }
@@ -108,6 +111,7 @@ class Call : public CrossEntropyProblem {
   }
 
   cpu::CrossEntropyKernel* kernel_ = nullptr;
+  bool transforms_logits_ = false;  // around the kernel
   double denominator_ = 1;
 };
 

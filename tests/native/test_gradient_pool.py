@@ -450,7 +450,7 @@ def test_the_limit_and_what_is_idle_are_true_while_threads_are_busy() -> None:
 def test_forks_amid_busy_threads_never_hang() -> None:
     """Whatever another thread did at the time of the fork, the new process computes and changes the limit."""
     run_python("""
-        # Torch initialises its statics in the first call that needs them, and a process forked meanwhile waits for ever.
+        # Torch initialises its statics in the first call that needs them; who is forked meanwhile waits for ever.
         gradient(1.5)
         gradient(2)
         stop = threading.Event()
