@@ -1,6 +1,6 @@
 """A training step of a small Llama: the stock loss, the fused one, and the fused linear head; time and peak memory.
 
-python -m benchmarks.integrations [--layers 4 --width 256 --vocabulary 32000 --tokens 1024 --rounds 5 --precision float32]
+python -m benchmarks.integrations [--layers 4 --width 256 --vocabulary 32000 --tokens 1024 ...]
 
 Medians of interleaved steps (forward, backward, no optimizer) and multiples of the stock step; MB: the most that a step
 holds beyond the weights, without the pool of gradient memory. Needs transformers.

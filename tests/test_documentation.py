@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as torch_functional
 
 import fused_losses
-from fused_losses import explaining, explaining_patch, focal, functional, linear_losses, linear_modules, modules, route_log
+from fused_losses import (
+    explaining,
+    explaining_patch,
+    focal,
+    functional,
+    linear_losses,
+    linear_modules,
+    modules,
+    route_log,
+)
 from fused_losses.distributed import linear, losses
 from fused_losses.distributed import modules as distributed_modules
 
