@@ -4,6 +4,7 @@
 # make test-all     the tests and nothing left out
 # make test-rest    of these, what make test leaves out
 # make test-gpu     what a GPU adds to them: the parity tests on it, streams, graphs
+# make test-integrations   the frameworks that people train with, in a virtual environment of their own (many downloads)
 # make sanitizers   those tests that run the CUDA kernels under sanitizers, and that find faults planted in them
 #
 # Variables: PYTHON (the interpreter that makes the virtual environment), VENV (where it is made), TORCH (the torch to
@@ -25,7 +26,7 @@ SOURCES = setup.py pyproject.toml fused_losses/_version.py $(CXX_FILES)
 GPU_TESTS = $(addprefix tests/,autograd functional modules native patching cuda/test_on_gpu.py) -k cuda
 PYTHON_FILES = setup.py fused_losses tests benchmarks examples
 
-.PHONY: demo demo-distributed test test-all test-rest test-gpu sanitizers memcheck bench lint format clean install
+.PHONY: demo demo-distributed test test-all test-rest test-gpu test-integrations sanitizers memcheck bench lint format clean install
 
 demo: install
 	$(VENV)/bin/python -m examples
@@ -44,6 +45,14 @@ test-rest: install
 
 test-gpu: install
 	FUSED_LOSSES_TEST_DEVICES=cuda $(PYTEST) $(GPU_TESTS) $(PYTEST_ARGS)
+
+# The constraint: no framework is to bring another torch.
+test-integrations:
+	$(MAKE) install VENV=$(VENV)-integrations
+	echo "$(TORCH)" > $(VENV)-integrations/constraints.txt
+	$(VENV)-integrations/bin/python -m pip install -qq --disable-pip-version-check \
+	  -c $(VENV)-integrations/constraints.txt --editable ".[integrations]" --no-build-isolation
+	$(VENV)-integrations/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/integrations $(PYTEST_ARGS)
 
 # On a GPU, with compute-sanitizer from the CUDA toolkit.
 memcheck: install

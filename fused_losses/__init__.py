@@ -8,6 +8,7 @@ from . import autograd, functional
 from ._cuda import is_cuda_available
 from ._version import __version__
 from .explaining import explain
+from .explaining_patch import explain_patch
 from .gradient_pool import gradient_pool_limit, limited_gradient_pool, set_gradient_pool_limit
 from .linear_modules import LinearCrossEntropyLoss
 from .modules import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, NLLLoss
@@ -24,6 +25,7 @@ __all__ = [
     "autograd",
     "convert",
     "explain",
+    "explain_patch",
     "functional",
     "gradient_pool_limit",
     "is_cuda_available",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from types import ModuleType
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import nn
 
 from . import functional, linear_modules, modules
+from .held_functions import Holder, holders_of, loaded_modules
 from .torch_losses import PATCHED_NAMES, is_replacement, original_of
 
 __all__ = ["convert", "is_patched", "patch", "patched", "revert", "unpatch"]
@@ -21,6 +24,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _lock: threading.RLock = globals().get("_lock", threading.RLock())
 _depth: int = globals().get("_depth", 0)  # of nested patched() blocks
 _patched_for_good: bool = globals().get("_patched_for_good", False)
+_also: list[tuple[Holder, Callable[..., Any]]] = globals().get("_also", [])  # what patch(also=...) put where
 
 _FUSED_MODULES: dict[type[nn.Module], type[nn.Module]] = {
     nn.CrossEntropyLoss: modules.CrossEntropyLoss,
@@ -41,14 +45,31 @@ def _apply_state() -> None:
             setattr(F, name, fused if wanted else original_of(current))
 
 
-def patch() -> None:
+def patch(also: Iterable[ModuleType | str] = ()) -> None:
     """Replace the losses in :mod:`torch.nn.functional`, and so in every module that calls them there.
 
     Names that were imported from it before (``from torch.nn.functional import cross_entropy``) stay torch's, and cannot
     be pickled as long as others stand in their place. May be called any number of times, from any thread.
+
+    Args:
+        also: modules, or names of modules, in which such names are replaced too, as are default arguments, attributes
+            of classes and items of tables that are one of these functions; in the modules below them as well.
+            :func:`fused_losses.explain_patch` lists those that are loaded.
+
+    Raises:
+        ValueError: one of ``also`` is not loaded.
     """
     global _patched_for_good
+    names = [module if isinstance(module, str) else module.__name__ for module in also]
+    for name in names:
+        if name not in sys.modules:
+            raise ValueError(f"no module {name!r} is loaded")
     with _lock:
+        for name in names:
+            ours_of = {original_of(getattr(functional, loss)): getattr(functional, loss) for loss in PATCHED_NAMES}
+            for holder in list(holders_of(ours_of, loaded_modules(name))):
+                holder.exchange(holder.function, ours_of[holder.function])
+                _also.append((holder, ours_of[holder.function]))
         _patched_for_good = True
         _apply_state()
 
@@ -57,6 +78,9 @@ def unpatch() -> None:
     """Undo :func:`patch`. Inside a :func:`patched` block the losses stay replaced until the block ends."""
     global _patched_for_good
     with _lock:
+        while _also:
+            holder, ours = _also.pop()
+            holder.exchange(ours, holder.function)
         _patched_for_good = False
         _apply_state()
 
@@ -85,14 +109,14 @@ def is_patched() -> bool:
 
 
 def convert(module: ModuleT) -> ModuleT:
-    """Turn torch's loss modules inside ``module``, itself included, into the fused ones, in place.
+    """Turn torch's loss modules inside ``module``, itself included, into the fused ones, in place; timm's too.
 
     Weights, hooks and names stay. Subclasses of torch's losses are left alone: what they override is theirs.
 
     Returns:
         ``module``.
     """
-    return _replace_classes(module, _FUSED_MODULES)
+    return _replace_classes(module, {**_FUSED_MODULES, **_timm_classes()})
 
 
 def revert(module: ModuleT) -> ModuleT:
@@ -101,7 +125,16 @@ def revert(module: ModuleT) -> ModuleT:
     Returns:
         ``module``.
     """
-    return _replace_classes(module, _TORCH_MODULES)
+    return _replace_classes(module, {**_TORCH_MODULES, **{fused: timms for timms, fused in _timm_classes().items()}})
+
+
+def _timm_classes() -> dict[type[nn.Module], type[nn.Module]]:
+    """Where timm is loaded; where it is not, no module is of its classes."""
+    if "timm.loss" not in sys.modules:
+        return {}
+    from .integrations import timm
+
+    return timm.FUSED_CLASSES
 
 
 def _replace_classes(module: ModuleT, classes: dict[type[nn.Module], type[nn.Module]]) -> ModuleT:

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as torch_functional
 
 import fused_losses
-from fused_losses import explaining, focal, functional, linear_losses, linear_modules, modules, route_log
+from fused_losses import (
+    explaining,
+    explaining_patch,
+    focal,
+    functional,
+    linear_losses,
+    linear_modules,
+    modules,
+    route_log,
+)
 from fused_losses.distributed import linear, losses
 from fused_losses.distributed import modules as distributed_modules
 
@@ -112,7 +121,7 @@ def test_the_page_about_spread_vocabularies_trains_as_one_process() -> None:
     torch.testing.assert_close(ours.detach(), (torchs - torchs.grad).detach())
 
 
-LOCAL = [functional, modules, explaining, focal, route_log, linear_losses, linear_modules]
+LOCAL = [functional, modules, explaining, explaining_patch, focal, route_log, linear_losses, linear_modules]
 DOCUMENTED = [*LOCAL, linear, losses, distributed_modules]
 
 

@@ -1,0 +1,190 @@
+"""The logits of a linear layer that are not made until somebody asks for more of them than their loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from ..functional import cross_entropy, linear_cross_entropy
+from ..routing import HALF_DTYPES
+
+__all__ = ["DeferredLogits", "DeferringLinear", "float32_cross_entropy"]
+
+_SAME = {Tensor.contiguous}
+_SCALES = {Tensor.mul: 1, torch.mul: 1, Tensor.div: -1, torch.div: -1, torch.true_divide: -1}
+_TANH = {Tensor.tanh, torch.tanh}
+# What a tensor without memory knows of itself.
+_KNOWN = {
+    *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.is_floating_point),
+    *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad", "layout")),
+    *(getattr(Tensor, name).__get__ for name in ("is_cuda", "is_cpu")),
+    *(Tensor.__len__, Tensor.is_complex, torch.is_floating_point, torch.numel),
+}
+
+
+class _Layer(NamedTuple):
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    autocast_dtype: torch.dtype | None
+
+    def autocast(self, *, float32_loss: bool = False) -> AbstractContextManager[Any]:
+        """As it was when the layer was called: its loss may be asked for elsewhere."""
+        dtype = self.autocast_dtype
+        if dtype is None and float32_loss and self.input.dtype in HALF_DTYPES:
+            dtype = self.input.dtype
+        return torch.autocast(self.input.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+class DeferredLogits(Tensor):
+    """``linear(input, weight, bias)``, perhaps scaled and capped, as a tensor without memory.
+
+    Division and multiplication by a number, ``tanh``, ``float`` and ``contiguous`` give deferred logits again, and
+    :func:`float32_cross_entropy` their loss by :func:`fused_losses.functional.linear_cross_entropy`. Anything else
+    makes the logits, once, and goes on with them: it costs what it would have cost, and gives the same.
+    """
+
+    _layer: _Layer
+    _operations: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...]
+    _logits: Tensor | None
+
+    @staticmethod
+    def __new__(
+        cls,
+        layer: _Layer,
+        dtype: torch.dtype,
+        operations: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...] = (),
+    ) -> DeferredLogits:
+        deferred: DeferredLogits = Tensor._make_wrapper_subclass(
+            cls,
+            (*layer.input.shape[:-1], layer.weight.shape[0]),
+            dtype=dtype,
+            device=layer.input.device,
+            requires_grad=any(t is not None and t.requires_grad for t in layer[:3]),
+        )
+        deferred._layer, deferred._operations, deferred._logits = layer, operations, None
+        return deferred
+
+    @classmethod
+    def of(cls, input: Tensor, weight: Tensor, bias: Tensor | None) -> DeferredLogits:
+        device = input.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if input.dtype == torch.float64:
+            autocast = None
+        return cls(_Layer(input, weight, bias, autocast), autocast or input.dtype)
+
+    def made(self) -> Tensor:
+        """The logits."""
+        if self._logits is None:
+            with torch.enable_grad():  # whoever asks first: another may differentiate them
+                with self._layer.autocast():
+                    logits = F.linear(*self._layer[:3])
+                for function, arguments in self._operations:
+                    logits = function(logits, *arguments)
+            self._logits = logits
+        return self._logits
+
+    def scale_and_softcap(self) -> tuple[float, float | None] | None:
+        """``logit_scale`` and ``softcap`` of the operations so far, or ``None``: these are others, or made already."""
+        before = after = 1.0
+        capped = False
+        for function, arguments in self._operations:
+            if function in _TANH:
+                if capped:
+                    return None
+                capped = True
+            elif function in _SCALES:
+                factor = float(arguments[0]) ** _SCALES[function]
+                before, after = (before, after * factor) if capped else (before * factor, after)
+        if self._logits is not None or (capped and after <= 0):
+            return None
+        return (before * after, after) if capped else (before, None)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _KNOWN:
+                return func(*args, **(kwargs or {}))
+            self = args[0] if args else None
+            if isinstance(self, DeferredLogits) and self._logits is None and not kwargs:
+                if func in _SAME and len(args) == 1:
+                    return self
+                if _is_deferrable(func, args):
+                    dtype = torch.float32 if _is_float(func, args) else self.dtype
+                    return cls(self._layer, dtype, (*self._operations, (func, args[1:])))
+        return func(*_made(args), **_made(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise RuntimeError(f"{func} got logits that are not made: use `integrations.transformers.unfused_linear_head`")
+
+
+def _made(arguments: Any) -> Any:
+    return tree_map_only(DeferredLogits, DeferredLogits.made, arguments)
+
+
+def _is_float(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    return func is Tensor.float or (func is Tensor.to and args[1:] == (torch.float32,))
+
+
+def _is_deferrable(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    if len(args) == 1:
+        return func in _TANH or func is Tensor.float
+    is_scale = func in _SCALES and len(args) == 2 and type(args[1]) in (int, float) and args[1] != 0
+    return is_scale or _is_float(func, args)
+
+
+class DeferringLinear(nn.Linear):
+    """A linear layer whose result is :class:`DeferredLogits` in training, and as before in evaluation.
+
+    Made by giving a layer this class. Under ``no_grad`` and ``torch.compile`` it is a linear layer as before.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return DeferredLogits.of(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+def float32_cross_entropy(
+    logits: Tensor, target: Tensor, *, reduction: str, ignore_index: int = -100, label_smoothing: float = 0.0
+) -> Tensor:
+    """``cross_entropy(logits.float(), ...)`` without that copy, nor the logits where they are deferred.
+
+    Args:
+        logits: :math:`(\\dots, C)`.
+        target: class indices :math:`(\\dots)`, of any shape of as many.
+        reduction: ``"mean"`` or ``"sum"``.
+        ignore_index: the class index that does not count.
+        label_smoothing: in :math:`[0, 1]`.
+
+    Returns:
+        A float32 scalar, of float64 logits too, as they are cast.
+    """
+    options: dict[str, Any] = dict(reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing)
+    target = target.reshape(-1)
+    if isinstance(logits, DeferredLogits):
+        terms = logits.scale_and_softcap()
+        if terms is not None:
+            layer = logits._layer
+            input = layer.input.reshape(-1, layer.input.shape[-1])
+            options.update(logit_scale=terms[0], softcap=terms[1])
+            with layer.autocast(float32_loss=True):
+                loss = linear_cross_entropy(input, layer.weight, target, linear_bias=layer.bias, **options)
+            return loss.float()
+        logits = logits.made()
+    logits = logits.reshape(-1, logits.shape[-1])
+    if logits.dtype == torch.float64:
+        logits = logits.float()
+    # Autocast to the type that the logits have casts nothing, and gives the float32 loss of a float32 copy.
+    is_half = logits.dtype in HALF_DTYPES
+    with torch.autocast(logits.device.type, dtype=logits.dtype) if is_half else nullcontext():
+        return cross_entropy(logits, target, **options)

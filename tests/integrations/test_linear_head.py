@@ -1,0 +1,252 @@
+"""A causal model that trains without its logits: five architectures and more, against the stock path."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+from tiny_models import CAUSAL_MODELS, batch, gemma2, gpt2, llama
+
+import fused_losses
+from benchmarks.cpu_device import CpuDevice
+from fused_losses.integrations import transformers as bridge
+from fused_losses.integrations.deferred_logits import DeferredLogits
+
+
+def loss_and_gradients(model, inputs, **options):
+    model.zero_grad()
+    output = model(**inputs, **options)
+    output.loss.backward()
+    return output.loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.fixture(params=CAUSAL_MODELS, ids=lambda make: make.__name__)
+def stock_and_fused(request):
+    stock = request.param().train()
+    fused = copy.deepcopy(stock)
+    bridge.fused_linear_head(fused)
+    return stock, fused
+
+
+@pytest.mark.parametrize("items", [None, 17], ids=["mean", "items"])
+def test_loss_and_gradients_are_the_stock_ones(stock_and_fused, items):
+    stock, fused = stock_and_fused
+    inputs, options = batch(), {} if items is None else {"num_items_in_batch": torch.tensor(items)}
+    torch.testing.assert_close(
+        loss_and_gradients(fused, inputs, **options), loss_and_gradients(stock, inputs, **options)
+    )
+
+
+def test_the_logits_are_not_made_in_training_and_as_before_in_evaluation(stock_and_fused):
+    stock, fused = stock_and_fused
+    inputs = batch()
+    logits = fused(**inputs).logits
+    assert isinstance(logits, DeferredLogits) and logits._logits is None
+    assert logits.shape == stock(**inputs).logits.shape and logits.dtype == torch.float32
+    fused.eval(), stock.eval()
+    logits = fused(**inputs).logits
+    assert not isinstance(logits, DeferredLogits)
+    assert torch.equal(logits, stock(**inputs).logits)
+    torch.testing.assert_close(fused(**inputs).loss, stock(**inputs).loss)
+
+
+def test_optimizer_steps(stock_and_fused):
+    losses = []
+    torch.manual_seed(1)
+    batches = [batch() for _ in range(4)]
+    for model in stock_and_fused:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for inputs in batches:
+            losses.append(loss_and_gradients(model, inputs)[0])
+            optimizer.step()
+    torch.testing.assert_close(losses[4:], losses[:4])
+    assert losses[3] != losses[0]
+    stock, fused = (dict(model.named_parameters()) for model in stock_and_fused)
+    torch.testing.assert_close(fused, stock, rtol=1e-5, atol=1e-4)
+
+
+def test_the_loss_takes_the_fused_kernel(stock_and_fused):
+    _, fused = stock_and_fused
+    before = fused_losses.routes().get("linear_cross_entropy", {}).get("kernel", 0)
+    fused(**batch())
+    assert fused_losses.routes()["linear_cross_entropy"]["kernel"] == before + 1
+
+
+def test_whoever_reads_the_logits_has_them_made_and_can_differentiate_them(stock_and_fused):
+    stock, fused = stock_and_fused
+    inputs = {"input_ids": batch()["input_ids"]}
+    weights = torch.randn(3, 11, 97)
+    results = []
+    for model in (fused, stock):
+        logits = model(**inputs).logits
+        with torch.no_grad():
+            best = logits.argmax(-1)
+        loss = (logits[..., :-1, :] * weights[:, 1:]).sum() + torch.logsumexp(logits, -1).mean()
+        results.append((best, loss.detach(), torch.autograd.grad(loss, list(model.parameters()))))
+    torch.testing.assert_close(*results)
+
+
+def test_shift_labels_and_part_of_the_logits():
+    stock = llama()
+    fused = copy.deepcopy(stock)
+    bridge.fused_linear_head(fused)
+    inputs = batch()
+    labels = torch.randint(97, (3, 4))
+    for options in ({"shift_labels": torch.randint(97, (3, 11))}, {"logits_to_keep": 4, "labels": labels}):
+        torch.testing.assert_close(
+            loss_and_gradients(fused, {**inputs, **options}), loss_and_gradients(stock, {**inputs, **options})
+        )
+
+
+def test_results_as_a_tuple():
+    model, inputs = llama(), batch()
+    bridge.fused_linear_head(model)
+    loss, logits, *_ = model(**inputs, return_dict=False)
+    torch.testing.assert_close(loss, model(**inputs).loss)
+    assert isinstance(logits, DeferredLogits)
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_gradient_checkpointing(make):
+    stock = make().train()
+    fused = copy.deepcopy(stock)
+    bridge.fused_linear_head(fused)
+    fused.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    inputs = batch()
+    torch.testing.assert_close(loss_and_gradients(fused, inputs), loss_and_gradients(stock, inputs))
+
+
+@pytest.mark.parametrize("make", [llama, gemma2, gpt2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(make, dtype):
+    """The chunks' logits are float32, so the fused loss is the nearer to a float64 model's."""
+    model, inputs = make(), batch()
+    exact = copy.deepcopy(model).double()(**inputs).loss
+    losses = []
+    for fuse in (False, True):
+        if fuse:
+            bridge.fused_linear_head(model)
+        with torch.autocast("cpu", dtype):
+            output = model(**inputs)
+        assert output.logits.dtype == dtype
+        output.loss.backward()
+        assert output.loss.dtype == torch.float32
+        losses.append(output.loss.detach())
+    torch.testing.assert_close(losses[1], losses[0], rtol=2e-3, atol=0)
+    assert abs(losses[1] - exact) < 4e-3 * exact
+
+
+def test_a_loss_outside_of_autocast_is_that_of_the_layer_inside():
+    """As Trainer's compute_loss_func: the layer's weight is float32, its input bfloat16."""
+    model, inputs = llama(), batch()
+    bridge.fused_linear_head(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = model(**inputs).loss
+        outputs = model(inputs["input_ids"])
+    loss = bridge.trainer_loss(outputs, inputs["labels"])
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, inside)
+    made = outputs.logits[0]
+    assert made.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_another_type_has_a_float32_loss(dtype):
+    stock, inputs = llama().to(dtype), batch()
+    fused = copy.deepcopy(stock)
+    bridge.fused_linear_head(fused)
+    (our_loss, ours), (stock_loss, theirs) = (loss_and_gradients(model, inputs) for model in (fused, stock))
+    assert our_loss.dtype == stock_loss.dtype == torch.float32
+    torch.testing.assert_close(our_loss, stock_loss, rtol=1e-3, atol=0)
+    for name, gradient in theirs.items():
+        unit = torch.finfo(dtype).eps * 4 if dtype != torch.float64 else 1e-6
+        torch.testing.assert_close(ours[name], gradient, rtol=0, atol=unit * gradient.abs().max().item())
+
+
+def test_compiled_models_make_their_logits():
+    model, inputs = llama(), batch()
+    expected = model(**inputs).loss
+    bridge.fused_linear_head(model)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).loss, expected)
+
+
+def test_undone_copied_and_pickled():
+    model, inputs = llama(), batch()
+    state = list(model.state_dict())
+    bridge.fused_linear_head(model)
+    bridge.fused_linear_head(model)
+    assert list(model.state_dict()) == state
+    for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert isinstance(same(**inputs).logits, DeferredLogits)
+    bridge.unfused_linear_head(model)
+    assert type(model.lm_head) is torch.nn.Linear
+    assert bridge.is_enabled(model)
+    bridge.disable(model)
+    assert "_loss_function" not in vars(model)
+
+
+def test_what_is_refused():
+    with pytest.raises(TypeError, match="PreTrainedModel"):
+        bridge.fused_linear_head(torch.nn.Linear(2, 2))
+    model = llama()
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, base_layer):
+            super().__init__()
+            self.base_layer = base_layer
+
+    model.set_output_embeddings(Adapter(model.lm_head))
+    with pytest.raises(TypeError, match=r"torch\.nn\.Linear, not .*Adapter"):
+        bridge.fused_linear_head(model)
+    model = llama()
+    model.lm_head.register_forward_hook(lambda *_: None)
+    with pytest.raises(TypeError, match="hooks"):
+        bridge.fused_linear_head(model)
+    model = llama()
+    model.loss_type = "ForMaskedLM"
+    with pytest.raises(TypeError, match="causal models; the loss of LlamaForCausalLM is ForMaskedLMLoss"):
+        bridge.fused_linear_head(model)
+
+
+def test_adapters_of_peft():
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    inputs = batch()
+    head = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["lm_head"]))
+    with pytest.raises(TypeError, match=r"PeftModel.*get_base_model"):
+        bridge.fused_linear_head(head)
+    with pytest.raises(TypeError, match=r"torch\.nn\.Linear, not peft"):
+        bridge.fused_linear_head(head.get_base_model())
+
+    stock = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    fused = copy.deepcopy(stock)
+    bridge.fused_linear_head(fused.get_base_model())
+    results = []
+    for model in (fused, stock):
+        output = model(**inputs)
+        output.loss.backward()
+        results.append([output.loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+    torch.testing.assert_close(*results)
+
+
+def test_the_memory_of_a_step():
+    """Without the logits, their float32 copy and their gradient."""
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=32000, **sizes))
+    tokens = torch.randint(32000, (1, 512))
+
+    def step():
+        model.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+
+    peaks = []
+    with fused_losses.limited_gradient_pool(0):
+        for fuse in (False, True):
+            if fuse:
+                bridge.fused_linear_head(model)
+            step()
+            peaks.append(CpuDevice().peak_bytes(step))
+    assert peaks[0] > 2 * 4 * 512 * 32000
+    assert peaks[1] < 0.6 * peaks[0]
