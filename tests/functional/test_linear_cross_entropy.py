@@ -1,6 +1,7 @@
 """Cross-entropy of a linear layer by chunks of rows, against the layer and the loss apart, in float64."""
 
 import itertools
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -445,33 +446,48 @@ def test_autocast_has_the_rules_of_the_layer_and_of_the_loss(backward_inside, dt
         assert (our - exact_).abs().amax() <= (torchs_ - exact_).abs().amax() + 1e-6 * largest
 
 
-OPERATOR = "fused_losses.linear_cross_entropy_prepared.default"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("extras", [{}, EXTRAS[-1]], ids=str)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_compiled_graph_has_no_break_and_holds_the_operator(reduction, extras, dtype):
+def check_compiled(loss, leaves, operator, dynamic=None):
+    """A graph without a break, with this operator, and the loss and gradients of eager mode, to the bit."""
     torch.compiler.reset()
-    leaves, target = layer(dtype=dtype), indices()
     graphs = []
 
     def backend(graph, inputs):
         graphs.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
+    compiled = torch.compile(loss, backend=backend, fullgraph=True, dynamic=dynamic)
+    assert torch.equal(compiled(*leaves), loss(*leaves))
+    found, expected = (torch.autograd.grad(f(*leaves).sum() * 3, leaves) for f in (compiled, loss))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    with torch.no_grad():
+        assert torch.equal(compiled(*leaves), loss(*leaves))
+    targets = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert f"fused_losses.{operator}.default" in targets
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("extras", [{}, EXTRAS[-1]], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_compiled_graph_has_no_break_and_holds_the_operator(reduction, extras, dtype):
+    leaves, target = layer(dtype=dtype), indices()
+
     def loss(*leaves):
         options = {"linear_bias": leaves[2], "reduction": reduction, **extras}
-        return linear_cross_entropy(leaves[0] * 2, leaves[1], target, **options).sum() * 3
+        return linear_cross_entropy(leaves[0] * 2, leaves[1], target, **options)
 
-    compiled = torch.compile(loss, backend=backend, fullgraph=True)
-    torch.testing.assert_close(compiled(*leaves), loss(*leaves))
-    found, expected = (torch.autograd.grad(f(*leaves), leaves) for f in (compiled, loss))
-    torch.testing.assert_close(found, expected)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(*leaves), loss(*leaves))
-    holds = any(str(node.target) == OPERATOR for graph in graphs for node in graph.graph.nodes)
-    assert holds == (reduction != "none")
+    check_compiled(loss, leaves, f"linear_cross_entropy_{'recomputed' if reduction == 'none' else 'prepared'}")
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_compiled_graph_differentiates_the_weights_of_tokens(reduction, dynamic):
+    leaves, target = layer(), indices()
+    token_weight = torch.linspace(-1, 1, len(target), dtype=leaves[0].dtype).requires_grad_()
+
+    def loss(input, weight, token_weight):
+        return linear_cross_entropy(input, weight, target, token_weight=token_weight, reduction=reduction)
+
+    check_compiled(loss, [*leaves[:2], token_weight], "linear_cross_entropy_recomputed", dynamic)
 
 
 def test_the_operator_is_described_to_torch():
@@ -481,6 +497,12 @@ def test_the_operator_is_described_to_torch():
     torch.library.opcheck(
         torch.ops.fused_losses.linear_cross_entropy_prepared.default, arguments, test_utils=everything
     )
+    token_weight = torch.rand(len(target), dtype=torch.float64, requires_grad=True)
+    for reduction in (0, 1):
+        options = (None, 9, reduction, -100, 0.1, 1.0, 5.0, 0.1, torch.float64)
+        for tensors, wants in (((*leaves, target, None, None), False), ((*leaves, target, None, token_weight), True)):
+            operator = torch.ops.fused_losses.linear_cross_entropy_recomputed.default
+            torch.library.opcheck(operator, (*tensors, wants, *options), test_utils=everything)
 
 
 def test_modes_and_subclasses_see_the_operators():
@@ -516,6 +538,33 @@ def test_options_choose_the_rows_of_a_chunk(options, monkeypatch):
     loss = linear_cross_entropy(*leaves[:2], target, options=options)
     torch.testing.assert_close(loss, reference(*leaves[:2], target))
     assert seen == [3, 3, 3, 2] if options is BY_THREES else seen == [4, 4, 3]
+
+
+@pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyOptions"), reason="this torch has no such options")
+@pytest.mark.parametrize(
+    ("method", "size", "extras"),
+    [
+        ("aspect_ratio", 5, {}),
+        ("aspect_ratio", 8, {}),  # what the method says
+        ("auto", 5, {}),
+        (None, 5, {}),
+        ("aspect_ratio", 5, {"label_smoothing": 0.1}),  # torch looks at no options then
+    ],
+)
+def test_a_size_and_a_method_that_disagree_are_torchs_error(method, size, extras):
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=size, chunking_method=method)
+    leaves, target = layer(), indices()
+    outcomes = []
+    for function in (linear_cross_entropy, torch.nn.functional.linear_cross_entropy):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                function(*leaves[:2], target, options=options, **extras)
+            outcomes.append(None)
+        except ValueError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+    assert (outcomes[0] is not None) == ((method, size, extras) == ("aspect_ratio", 5, {}))
 
 
 @pytest.mark.parametrize(
