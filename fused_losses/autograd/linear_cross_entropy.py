@@ -76,15 +76,18 @@ class LinearProblem:
         )
         self._class_weight = class_weight
 
+    @property
+    def _positions(self) -> tuple[int, ...]:
+        num_rows = self.target.shape[0]
+        return (num_rows, self.target.shape[-1]) if self.has_heads else (num_rows,)
+
     def target_of(self, chunk: Chunk) -> Tensor:
         target = chunk.take(self.target)
         return target.to(self.chunks.dtype) if target.is_floating_point() else target
 
     def losses(self, statistics: list[Tensor] | None = None) -> Tensor:
         """Of all positions, unweighted by tokens, 0 where they do not count; with statistics for :meth:`gradients`."""
-        num_rows = self.target.shape[0]
-        sizes = (num_rows, self.target.shape[-1]) if self.has_heads else (num_rows,)
-        losses = self.chunks.input.new_zeros(sizes, dtype=self.chunks.dtype)
+        losses = self.chunks.input.new_zeros(self._positions, dtype=self.chunks.dtype)
         for chunk in self.chunks:
             logits, target = self.chunks.logits(self.chunks.rows(chunk)), self.target_of(chunk)
             if statistics is None:
@@ -116,15 +119,18 @@ class LinearProblem:
         scale = self.denominator().reciprocal()
         gradients = LinearGradients(self.chunks, wanted)
         total = torch.zeros((), dtype=torch.float64)
-        row_scale = None if self.token_weight is None else (self.token_weight * scale).to(self.chunks.dtype)
+        row_weight = self.token_weight
+        if row_weight is None and self.chunks.overwritten:
+            row_weight = self.chunks.input.new_ones(self._positions, dtype=self.chunks.dtype)
+        row_scale = None if row_weight is None else (row_weight * scale).to(self.chunks.dtype)
         for chunk in self.chunks:
             rows, target = self.chunks.rows(chunk), self.target_of(chunk)
             logits = self.chunks.logits(rows)
-            if row_scale is None or self.token_weight is None:
+            if row_scale is None or row_weight is None:
                 of_chunk, logit_gradient = self.row_loss.sum_and_gradient(logits, target, scale.item())
             else:
                 losses, statistics = self.row_loss.losses_and_statistics(logits, target)
-                of_chunk = (losses * chunk.take(self.token_weight)).sum(dtype=torch.float64)
+                of_chunk = (losses * chunk.take(row_weight)).sum(dtype=torch.float64)
                 logit_gradient = self.row_loss.gradient(chunk.take(row_scale), logits, target, statistics)
             total += of_chunk
             gradients.add(chunk, rows, logit_gradient)

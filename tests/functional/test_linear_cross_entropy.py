@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_losses
 from fused_losses.autograd import linear_chunks
-from fused_losses.autograd.linear_chunks import CHUNK_BYTES, LinearChunks, rows_of_chunk
+from fused_losses.autograd.linear_chunks import CHUNK_BYTES, OVERWRITTEN_BYTES, LinearChunks, rows_of_chunk
+from fused_losses.autograd.row_losses import RowLoss
 from fused_losses.functional import linear_cross_entropy
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -567,12 +568,29 @@ def test_a_size_and_a_method_that_disagree_are_torchs_error(method, size, extras
     assert (outcomes[0] is not None) == ((method, size, extras) == ("aspect_ratio", 5, {}))
 
 
+@pytest.mark.parametrize("with_token_weight", [False, True])
+@pytest.mark.parametrize("of_target", [indices, probabilities])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradients_that_take_the_place_of_the_logits(reduction, of_target, with_token_weight, monkeypatch):
+    monkeypatch.setattr(linear_chunks, "CHUNK_BYTES", 0)
+    made = []
+    monkeypatch.setattr(RowLoss, "sum_and_gradient", lambda *arguments: made.append(arguments))
+    options = {"reduction": reduction, "label_smoothing": 0.1, "weight": torch.rand(9, dtype=torch.float64)}
+    target = of_target()
+    if with_token_weight:
+        options["token_weight"] = torch.rand(len(target), dtype=torch.float64)
+    check(layer(), target, **options)
+    assert not made
+
+
 @pytest.mark.parametrize(
     ("num_rows", "num_logits", "rows"),
     [
         (2048, 32000, 416),  # 500 fit, 496 of them by sixteens, so five chunks, and these are equal
-        (16384, 100000, 160),
-        (512, 128256, 112),
+        (16384, 100000, 288),  # 160 in 64 MB are too few
+        (512, 128256, 176),
+        (120, 128256, 120),  # one chunk of 64 MB
+        (1024, 62500, 256),  # just enough
         (100, 32000, 100),  # one chunk
         (0, 32000, 1),
         (10**6, 10, 10**6),
@@ -581,7 +599,8 @@ def test_a_size_and_a_method_that_disagree_are_torchs_error(method, size, extras
 )
 def test_the_rows_of_a_chunk(num_rows, num_logits, rows):
     assert rows_of_chunk(num_rows, num_logits, 4) == rows
-    assert rows <= 16 or rows * num_logits * 4 <= CHUNK_BYTES
+    fit = CHUNK_BYTES // (num_logits * 4)
+    assert rows <= 16 or rows * num_logits * 4 <= (CHUNK_BYTES if fit >= min(num_rows, 256) else OVERWRITTEN_BYTES)
 
 
 def test_errors():
@@ -615,10 +634,13 @@ def test_the_most_that_a_step_holds_is_two_chunks(monkeypatch):
     from benchmarks.cpu_device import CpuDevice
 
     device = CpuDevice()
-    for dtype, reduction in itertools.product([torch.float32, torch.bfloat16], ["mean", "none"]):
-        input, weight = torch.randn(3000, 8).to(dtype), torch.randn(20000, 8).to(dtype)
+    sizes = [(3000, 20000), (600, 100_000)]  # two tensors for a chunk, and one
+    for dtype, reduction, (num_rows, num_classes) in itertools.product(
+        [torch.float32, torch.bfloat16], ["mean", "none"], sizes
+    ):
+        input, weight = torch.randn(num_rows, 8).to(dtype), torch.randn(num_classes, 8).to(dtype)
         leaves = [input.requires_grad_(), weight.requires_grad_()]
-        target = torch.randint(20000, (3000,))
+        target = torch.randint(num_classes, (num_rows,))
 
         def step(leaves=leaves, target=target, reduction=reduction):
             loss = linear_cross_entropy(*leaves, target, reduction=reduction).sum()
@@ -628,7 +650,7 @@ def test_the_most_that_a_step_holds_is_two_chunks(monkeypatch):
             peak = device.peak_bytes(step)
         gradients = sum(leaf.numel() * (4 + leaf.itemsize) for leaf in leaves)
         assert peak is not None
-        assert peak - gradients <= 2 * CHUNK_BYTES + 5e6 < 3000 * 20000 * 4
+        assert peak - gradients <= 2 * CHUNK_BYTES + 5e6 < num_rows * num_classes * 4
 
 
 @pytest.mark.parametrize("heads", [1, 2])
