@@ -11,7 +11,6 @@ import itertools
 import json
 import traceback
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -666,48 +665,32 @@ def check_compiled(step: Callable[..., Tensor], leaves: list[Tensor], backend: s
 
 
 @case_of(2)
-def compiled_graphs_hold_the_operators(rank: int) -> None:
-    shards = layouts(rank)[1]
-    logits, target = problem(shards)
-    logits = logits[:, shards.mine]
-    layer = [torch.randn(7, 4), *(x[shards.mine] for x in torch.randn(shards.num_classes, 5).split((4, 1), 1))]
-    weight = torch.rand(shards.num_classes)[shards.mine]
-    token_weight = torch.randn(7)
-
-    def loss(x: Tensor, u: Tensor, **options: Any) -> Tensor:
-        return vocab_parallel_cross_entropy(x * 2, target, weight=weight, token_weight=u, **options)
-
-    def of_layer(x: Tensor, w: Tensor, b: Tensor, u: Tensor, **options: Any) -> Tensor:
-        bias, options = b.squeeze(1), {"softcap": 5.0, "token_weight": u, **options}
-        return vocab_parallel_linear_cross_entropy(x * 2, w, target, linear_bias=bias, **options)
-
-    def statistics(x: Tensor) -> Tensor:
-        return torch.stack(vocab_parallel_token_statistics(x + 1, target, softcap=5.0)[:3])
-
-    for options in ({"reduction": "none"}, {"label_smoothing": 0.1}, {"lse_square_scale": 0.1, "logit_scale": -2}):
-        held = check_compiled(partial(loss, **options), [logits, token_weight], "aot_eager")
-        assert len(held) == 1 and "vocab_parallel_cross_entropy" in held[0]
-        held = check_compiled(partial(of_layer, **options), [*layer, token_weight], "aot_eager")
-        assert len(held) == 1 and "vocab_parallel_linear_cross_entropy" in held[0]
-    held = check_compiled(statistics, [logits], "aot_eager")
-    assert len(held) == 1 and "vocab_parallel_token_statistics" in held[0]
-
-
-@case_of(2)
-def a_compiled_graph_of_several_losses(rank: int) -> None:
+def a_compiled_graph_holds_the_operators(rank: int) -> None:
     """Uneven shards give the ranks different sizes to plan for; what they send must come in one order."""
     shards = Shards((300, 3), rank)
     logits, target = problem(shards)
-    hidden, linear_weight = torch.randn(7, 64), torch.randn(shards.num_classes, 64)[shards.mine]
+    layer = [torch.randn(7, 64), *(x[shards.mine] for x in torch.randn(shards.num_classes, 65).split((64, 1), 1))]
+    weight = torch.rand(shards.num_classes)[shards.mine]
+    options: list[dict[str, Any]] = [
+        {"reduction": "none"},
+        {"label_smoothing": 0.1, "weight": weight},
+        {"lse_square_scale": 0.1, "logit_scale": -2, "softcap": 5.0},
+    ]
 
-    def step(x: Tensor, h: Tensor) -> Tensor:
-        losses = [vocab_parallel_linear_cross_entropy(h * (i + 1), linear_weight, target) for i in range(3)]
-        tokens = vocab_parallel_token_statistics(x + 1, target)
-        of_rows = vocab_parallel_cross_entropy(x * 2, target, softcap=4.0, label_smoothing=0.1, reduction="none")
-        return torch.cat((torch.stack(losses), tokens.entropy, of_rows))
+    def step(x: Tensor, h: Tensor, w: Tensor, b: Tensor, u: Tensor) -> Tensor:
+        results = []
+        for i, each in enumerate(options):
+            each = {**each, "token_weight": u}
+            results.append(vocab_parallel_cross_entropy(x * 2, target, **each))
+            results.append(vocab_parallel_linear_cross_entropy(h * (i + 1), w, target, linear_bias=b[:, 0], **each))
+        results += vocab_parallel_token_statistics(x + 1, target, softcap=5.0)[:3]
+        return torch.cat([result.view(-1) for result in results])
 
+    leaves = [logits[:, shards.mine], *layer, torch.randn(7)]
+    names = ["cross_entropy", "linear_cross_entropy"] * 3 + ["token_statistics"]
     for backend in ("aot_eager", "inductor"):
-        assert len(check_compiled(step, [logits[:, shards.mine], hidden], backend)) == 5
+        held = check_compiled(step, leaves, backend)
+        assert [name.removeprefix("fused_losses.vocab_parallel_").split(".")[0] for name in held] == names
 
 
 @case_of(2)
