@@ -1,18 +1,19 @@
 """What cross-entropy of a linear layer costs, forward and backward, beside its three matrix products alone.
 
-python -m benchmarks.linear_cross_entropy [--dtype float32 ...] [--shape 2048x256x32000 ...] [--rounds 3]
+python -m benchmarks.linear_cross_entropy [--dtype float32 ...] [--shape 2048x256x32000 ...] [--rounds 3] [--peers]
 
 A shape is rows x features x classes; with `/70` behind it 70 % of the targets are ignored, of which only the fused loss
 and the products take advantage. Medians of interleaved calls; MB: the most that a call holds beyond its inputs and its
 gradients, without the pool of gradient memory. "products" are over at most a gigabyte of logits at a time and, of
 16-bit tensors, in float32: most processors emulate 16-bit products, which is also why torch is left out of the
-16-bit cells by default (`--emulated` asks for it).
+16-bit cells by default (`--emulated` asks for it). `--peers` adds other packages' losses, those that are installed:
+linear_peers.py. Whatever is measured must first give the loss and the gradients that torch, or else ours, gives.
 """
 
 import argparse
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor
 
 import fused_losses
 from benchmarks.cpu_device import CpuDevice
+from benchmarks.linear_peers import PEERS, LinearLoss, load_peers
 
 SHAPES = (
     "2048x256x32000",
@@ -32,6 +34,7 @@ SHAPES = (
     "2048x256x32000/70",
 )
 COLUMNS = ("fused", "products", "torch, unfused", "torch, options", "ours on F.linear")
+LARGEST_DIFFERENCE = {torch.float64: 1e-10, torch.float32: 1e-3}  # relative to the largest; of others 0.05
 MOST_LOGITS = 1 << 28  # of the products at a time
 MOST_UNFUSED_BYTES = 12 << 30  # of the logits, their log-probabilities and their gradient: torch is left out above
 
@@ -49,7 +52,7 @@ class Problem(NamedTuple):
         return 3 * self.input.shape[0] * self.weight.shape[0] * self.input.itemsize
 
 
-Contender = Callable[[Problem], object]
+Contender = Callable[[Problem], Any]  # the loss and its gradients, but of the products
 
 
 def problem(shape: str, dtype: torch.dtype) -> Problem:
@@ -73,28 +76,32 @@ def products(problem: Problem) -> None:
         to_weight.addmm_(logits.t(), rows)
 
 
-def gradients(loss: Tensor, problem: Problem) -> object:
-    return torch.autograd.grad(loss, problem.leaves)
+def with_gradients(loss: Tensor, problem: Problem) -> tuple[Tensor, ...]:
+    return loss.detach(), *torch.autograd.grad(loss, problem.leaves)
 
 
 def fused(problem: Problem) -> object:
-    return gradients(fused_losses.functional.linear_cross_entropy(*problem), problem)
+    return with_gradients(fused_losses.functional.linear_cross_entropy(*problem), problem)
 
 
 def unfused(problem: Problem) -> object:
-    return gradients(F.cross_entropy(F.linear(*problem.leaves), problem.target), problem)
+    return with_gradients(F.cross_entropy(F.linear(*problem.leaves), problem.target), problem)
 
 
 def fused_loss_alone(problem: Problem) -> object:
-    return gradients(fused_losses.functional.cross_entropy(F.linear(*problem.leaves), problem.target), problem)
+    return with_gradients(fused_losses.functional.cross_entropy(F.linear(*problem.leaves), problem.target), problem)
 
 
 def torchs_chunks(problem: Problem) -> object:
     loss = F.linear_cross_entropy(*problem, options=torch.nn.LinearCrossEntropyOptions())
-    return gradients(loss, problem)
+    return with_gradients(loss, problem)
 
 
-def contenders(problem: Problem, emulated: bool) -> dict[str, Contender]:
+def peer(function: LinearLoss) -> Contender:
+    return lambda problem: with_gradients(function(*problem), problem)
+
+
+def contenders(problem: Problem, emulated: bool, peers: dict[str, LinearLoss]) -> dict[str, Contender]:
     found: dict[str, Contender] = {"fused": fused, "products": products}
     is_16_bit = problem.input.dtype.itemsize == 2
     if emulated or not is_16_bit:
@@ -102,15 +109,30 @@ def contenders(problem: Problem, emulated: bool) -> dict[str, Contender]:
             found["torch, unfused"] = unfused
             found["ours on F.linear"] = fused_loss_alone
         found["torch, options"] = torchs_chunks
+        found |= {name: peer(function) for name, function in peers.items()}
     elif hasattr(torch.nn, "LinearCrossEntropyOptions"):
         found["torch, options"] = torchs_chunks
     return found
 
 
+def check_agreement(problem: Problem, functions: dict[str, Contender]) -> None:
+    """A coarse net for a benchmark that calls something else than it says."""
+    names = [name for name in functions if name != "products"]
+    reference = "torch, unfused" if "torch, unfused" in names else "fused"
+    expected = functions[reference](problem)
+    allowed = LARGEST_DIFFERENCE.get(problem.input.dtype, 0.05)
+    for name in names:
+        for what, one, other in zip(("loss", "input", "weight"), functions[name](problem), expected, strict=True):
+            difference = float((one.float() - other.float()).abs().max() / other.float().abs().max())
+            if not difference <= allowed:  # also when it is NaN
+                raise RuntimeError(f"{name} differs from {reference} in the {what} by {difference:.3g}, relative")
+
+
 def measured(problem: Problem, functions: dict[str, Contender], rounds: int) -> dict[str, tuple[float, float]]:
     """Seconds, and megabytes beyond the gradients."""
+    check_agreement(problem, functions)
     device = CpuDevice()
-    with fused_losses.limited_gradient_pool(0):  # which is a warm-up too
+    with fused_losses.limited_gradient_pool(0):
         megabytes = {
             name: ((device.peak_bytes(partial(f, problem)) or 0) - _gradient_bytes(name, problem)) / 1e6
             for name, f in functions.items()
@@ -131,18 +153,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--shape", action="append", help="rows x features x classes[/percent ignored]; repeatable")
     parser.add_argument("--dtype", action="append", choices=["float32", "float64", "bfloat16", "float16"])
-    parser.add_argument("--without", action="append", default=[], choices=COLUMNS[1:], help="a column; repeatable")
+    parser.add_argument(
+        "--without", action="append", default=[], choices=[*COLUMNS[1:], *PEERS], help="a column; repeatable"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--emulated", action="store_true", help="torch's 16-bit products too: minutes")
+    parser.add_argument("--peers", action="store_true", help="other packages' losses too")
     options = parser.parse_args(arguments)
-    columns = COLUMNS
+    peers, absent = load_peers() if options.peers else ({}, {})
+    columns = (*COLUMNS, *peers)
     title = f"forward and backward, {torch.get_num_threads()} threads: s (a multiple of fused), MB"
     table = Table("shape", "dtype", *columns, title=title)
     console = Console(width=170)
+    for name, reason in absent.items():
+        console.print(f"without {name}: {reason}", highlight=False)
     for dtype in options.dtype or ["float32", "bfloat16"]:
         for shape in options.shape or SHAPES:
             of_shape = problem(shape, getattr(torch, dtype))
-            functions = contenders(of_shape, options.emulated)
+            functions = contenders(of_shape, options.emulated, peers)
             functions = {name: f for name, f in functions.items() if name not in options.without}
             results = measured(of_shape, functions, options.rounds)
             base = results["fused"][0]

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from examples.loss_cost import LossMemory, loss_memory, timed_loss_step
+from examples.loss_cost import Memory, loss_memory, memory_of, tensors_of, timed_loss_step
 from examples.program import Batch, Loss, Program
 
 SAFETY = 4.0
@@ -40,13 +41,22 @@ class Run:
     """The loss at every step."""
     loss_seconds: NDArray[np.float64]
     """The time of the loss part, forward and backward, at every step."""
-    memory: LossMemory
+    whole_seconds: NDArray[np.float64]
+    """The time of every step as a whole, with the model and the optimizer."""
+    memory: Memory
+    whole_memory: Memory
+    """Of forward and backward of model and loss, gradients of the parameters included."""
     score: float
+
+    # Medians over the steps: the machine may be busy with something else during some of them.
 
     @property
     def step_seconds(self) -> float:
-        """The median over the steps: the machine may be busy with something else during some of them."""
         return float(np.median(self.loss_seconds))
+
+    @property
+    def whole_step_seconds(self) -> float:
+        return float(np.median(self.whole_seconds))
 
 
 @dataclass(frozen=True)
@@ -103,15 +113,18 @@ class Training:
         self.optimizer = program.optimizer(self.model.parameters())
         self.losses: list[float] = []
         self.loss_seconds: list[float] = []
+        self.whole_seconds: list[float] = []
 
     def step(self, batch: Batch) -> None:
         inputs, target = (in_dtype(tensor, self.dtype) for tensor in batch)
+        started = perf_counter()
         output = self.model(inputs)
         with self.context():
             step = timed_loss_step(self.loss, output, target)
         self.optimizer.zero_grad()
-        output.backward(step.output_grad)
+        torch.autograd.backward(tensors_of(output), step.output_grads)
         self.optimizer.step()
+        self.whole_seconds.append(perf_counter() - started)
         self.losses.append(step.loss)
         self.loss_seconds.append(step.seconds)
 
@@ -119,9 +132,12 @@ class Training:
         inputs, target = (in_dtype(tensor, self.dtype) for tensor in self.program.batches[-1])
         with self.context():
             memory = loss_memory(self.loss, self.model(inputs), target)
+            self.optimizer.zero_grad()
+            whole_memory = memory_of(lambda: self.loss(self.model(inputs), target).backward())
         with torch.no_grad():
             score = self.program.score(self.model.eval().float())
-        return Run(np.array(self.losses), np.array(self.loss_seconds), memory, score)
+        seconds = np.array(self.loss_seconds), np.array(self.whole_seconds)
+        return Run(np.array(self.losses), *seconds, memory, whole_memory, score)
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:

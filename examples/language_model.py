@@ -19,6 +19,8 @@ from examples.library_text import PAD, library_text
 from examples.program import Batch, Program
 
 VOCABULARY_SIZE = 32_000
+WIDTH = 64
+LEARNING_RATE = 5e-3
 
 
 class NextWord(nn.Module):
@@ -45,21 +47,25 @@ def as_batch(paragraphs: list[list[int]]) -> Batch:
     return words[:, :-1], words[:, 1:]
 
 
-def program(quick: bool) -> Program:
+def text_batches(quick: bool) -> tuple[int, list[Batch]]:
+    """The number of words, and batches of paragraphs in a random order, the last of them for the test."""
     text = library_text(VOCABULARY_SIZE, shortest=8, longest=33)
     torch.manual_seed(0)
     order = torch.randperm(len(text.paragraphs)).tolist()
     num_paragraphs, num_steps = (4, 3) if quick else (24, 30)
-    batches = [
+    return text.num_words, [
         as_batch([text.paragraphs[index] for index in order[step * num_paragraphs : (step + 1) * num_paragraphs]])
         for step in range(num_steps + 1)
     ]
-    test_words, test_next_words = batches.pop()
+
+
+def program(quick: bool) -> Program:
+    num_words, (*batches, (test_words, test_next_words)) = text_batches(quick)
     return Program(
         name="language_model",
-        title=f"Language model, {text.num_words:,} words: F.cross_entropy with ignore_index",
-        model=NextWord(text.num_words, width=64),
-        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=5e-3),
+        title=f"Language model, {num_words:,} words: F.cross_entropy with ignore_index",
+        model=NextWord(num_words, width=WIDTH),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=LEARNING_RATE),
         batches=batches,
         torch_loss=next_word_loss,
         fused_loss=next_word_loss,

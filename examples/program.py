@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Output = Tensor | tuple[Tensor, ...]
+"""What a model returns: the loss's input, or all tensors that the loss is to be differentiated by."""
+
+Loss = Callable[[Any, Tensor], Tensor]
 """Takes what the model returned and the target, returns a scalar: a torch module or a plain function."""
 
 Batch = tuple[Tensor, Tensor]

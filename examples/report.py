@@ -37,6 +37,10 @@ def write_files(comparison: Comparison, folder: Path) -> None:
         "fused_loss_seconds": fused.step_seconds,
         "torch_loss_bytes": torch.memory.peak_bytes,
         "fused_loss_bytes": fused.memory.peak_bytes,
+        "torch_step_seconds": torch.whole_step_seconds,
+        "fused_step_seconds": fused.whole_step_seconds,
+        "torch_step_bytes": torch.whole_memory.peak_bytes,
+        "fused_step_bytes": fused.whole_memory.peak_bytes,
         "torch_score": torch.score,
         "fused_score": fused.score,
     }
@@ -63,6 +67,18 @@ def print_comparison(comparison: Comparison, folder: Path, console: Console) -> 
         bytes_text(torch.memory.peak_bytes),
         bytes_text(fused.memory.peak_bytes),
         ratio_text(torch.memory.peak_bytes, fused.memory.peak_bytes),
+    )
+    table.add_row(
+        "time of a whole step",
+        seconds_text(torch.whole_step_seconds),
+        seconds_text(fused.whole_step_seconds),
+        ratio_text(torch.whole_step_seconds, fused.whole_step_seconds),
+    )
+    table.add_row(
+        "memory of a whole step",
+        bytes_text(torch.whole_memory.peak_bytes),
+        bytes_text(fused.whole_memory.peak_bytes),
+        ratio_text(torch.whole_memory.peak_bytes, fused.whole_memory.peak_bytes),
     )
     console.print(program.title, style="bold", highlight=False)
     console.print(table)

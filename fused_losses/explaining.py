@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn._reduction import legacy_get_string
 
 from . import _C, functional
+from .linear_losses import reason_against_chunks
+from .linear_modules import LinearCrossEntropyLoss, layer_of
 from .routing import kernel_route, may_be_differentiated
-from .torch_losses import NAMES, original_of, torch_function
+from .torch_losses import LINEAR_CROSS_ENTROPY, NAMES, original_of
 
 __all__ = ["explain"]
 
@@ -20,12 +22,14 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.NLLLoss: "nll_loss",
     nn.BCELoss: "binary_cross_entropy",
     nn.BCEWithLogitsLoss: "binary_cross_entropy_with_logits",
+    getattr(nn, "LinearCrossEntropyLoss", LinearCrossEntropyLoss): LINEAR_CROSS_ENTROPY,
 }
+_LOSSES = (*NAMES, LINEAR_CROSS_ENTROPY)
 
 # What a module keeps for its calls.
 _KEPT = (
     *("weight", "pos_weight", "ignore_index", "reduction", "label_smoothing", "inplace_gradient"),
-    *("logit_scale", "softcap", "lse_square_scale", "focal_gamma"),
+    *("logit_scale", "softcap", "lse_square_scale", "focal_gamma", "options"),
 )
 
 
@@ -51,17 +55,21 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     name, options = _loss_of(function)
     if isinstance(function, nn.Module) and len(args) > 2:  # of the call of our module
         args, kwargs = args[:2], {"token_weight": args[2], **kwargs}
+    if isinstance(function, nn.Module) and name == LINEAR_CROSS_ENTROPY:
+        options["linear_weight"], options["linear_bias"] = layer_of(function)
+        args, kwargs = args[:1], {**dict(zip(("target",), args[1:], strict=False)), **kwargs}
     bound = inspect.signature(getattr(functional, name)).bind(*args, **{**options, **kwargs})
     bound.apply_defaults()
     arguments = bound.arguments
+    if name == LINEAR_CROSS_ENTROPY:
+        reason = reason_against_chunks(**arguments)
+        return _in_words(name, reason, [arguments[key] for key in ("input", "linear_weight", "linear_bias")], arguments)
     size_average, reduce = arguments.pop("size_average"), arguments.pop("reduce")
     if size_average is not None or reduce is not None:
         arguments["reduction"] = legacy_get_string(size_average, reduce, emit_warning=False)
     inplace_gradient = arguments.pop("inplace_gradient", False)
     reason = functional.reason_against_kernel(name, **arguments)
-    if reason is not None:
-        return f"torch's own {name}: {reason}"
-    return f"{kernel_route()} of {name}: {_kernel(arguments['input'], arguments['reduction'], inplace_gradient)}"
+    return _in_words(name, reason, [arguments["input"]], {**arguments, "inplace_gradient": inplace_gradient})
 
 
 def _loss_of(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
@@ -72,15 +80,23 @@ def _loss_of(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
                 options = {key: getattr(function, key) for key in _KEPT if hasattr(function, key)}
                 parameters = inspect.signature(getattr(functional, name)).parameters
                 return name, {key: value for key, value in options.items() if key in parameters}
-    for name in NAMES:
-        if original_of(function) is torch_function(name):
+    for name in _LOSSES:
+        if original_of(function) is original_of(getattr(functional, name)):
             return name, {}
-    raise TypeError(f"{function!r} is none of {', '.join(NAMES)}, nor a module of one of them")
+    raise TypeError(f"{function!r} is none of {', '.join(_LOSSES)}, nor a module of one of them")
 
 
-def _kernel(input: Tensor, reduction: str, inplace_gradient: bool) -> str:
-    place = f"CPU, {_C.cpu_capability()}" if input.is_cpu else "CUDA"
-    if not may_be_differentiated(input, kernel_route()):
+def _in_words(name: str, reason: str | None, inputs: list[Any], arguments: dict[str, Any]) -> str:
+    """``inputs``: the tensors that the loss may be differentiated with respect to, of some ``None``."""
+    if reason is not None:
+        return f"torch's own {name}: {reason}"
+    tensors = [tensor for tensor in inputs if tensor is not None]
+    return f"{kernel_route()} of {name}: {_kernel(tensors, arguments['reduction'], arguments.get('inplace_gradient'))}"
+
+
+def _kernel(inputs: list[Tensor], reduction: str, inplace_gradient: bool | None) -> str:
+    place = f"CPU, {_C.cpu_capability()}" if inputs[0].is_cpu else "CUDA"
+    if not any(may_be_differentiated(tensor, kernel_route()) for tensor in inputs):
         return f"{place}, without a gradient"
     if inplace_gradient:
         return f"{place}, the backward writes the gradient over the logits where nothing else needs them"

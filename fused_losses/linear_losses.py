@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +12,21 @@ from torch.overrides import handle_torch_function
 from .autograd.linear_cross_entropy import fused_linear_cross_entropy
 from .autograd.linear_operator import linear_cross_entropy_in_a_graph
 from .autograd.linear_token_statistics import LinearTokenStatisticsFunction, fused_linear_token_statistics
-from .operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
-from .operators.cross_entropy import refusal as refusal_of_cross_entropy
+from .linear_layer import LinearLayer, checked_layer
+from .operators.class_axis import INDEX_DTYPES
 from .operators.linear_cross_entropy import LinearLossOptions, composite, composite_statistics
-from .operators.row_terms import row_terms
+from .operators.row_terms import RowTerms, row_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
 from .operators.token_statistics import refusal_of_scales
-from .route_log import COMPILED, EAGER, note
-from .routing import has_overrides, is_autocast, kernel_route, promotes, reason_for_torch
+from .route_log import COMPILED, EAGER, WATCHED, note
+from .routing import has_overrides, kernel_route, reason_for_torch
 from .tokens import TokenStatistics
 from .torch_losses import LINEAR_CROSS_ENTROPY, mark_as_replacement, torch_function
 
 __all__ = ["linear_cross_entropy", "linear_token_statistics"]
 
-_WATCHED = "a transform, a mode or a graph sees torch's operators"
+_OVERRIDDEN = "a subclass or a mode overrides torch's functions"
+_IGNORE_INDEX = -100
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _torch_linear_cross_entropy = torch_function(LINEAR_CROSS_ENTROPY) if hasattr(F, LINEAR_CROSS_ENTROPY) else None
 
@@ -121,53 +121,67 @@ def linear_cross_entropy(
             options=options,
         )
     terms = row_terms(logit_scale, softcap, lse_square_scale, 0.0)
-    layer = _checked_layer(input, linear_weight, linear_bias)
+    layer = checked_layer(input, linear_weight, linear_bias)
     if layer.holds_probabilities(target) and ignore_index is not None:
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
-    ignore_index = -100 if ignore_index is None else ignore_index
-    if reduction in _REDUCTIONS:
-        reason_against = layer.refusal(target, weight, ignore_index, label_smoothing)
-    else:
-        reason_against = "the reduction is none of 'none', 'mean' and 'sum'"
-    if reason_against is not None:
+    plain = (target, weight, reduction, _IGNORE_INDEX if ignore_index is None else ignore_index, label_smoothing)
+    chunk_rows = _chunk_rows(options, layer, target, label_smoothing)
+    if (refusal := _refusal(layer, *plain)) is not None:
         if not is_torchs:
-            raise ValueError(f"linear_cross_entropy with options beyond torch's: {reason_against}")
-        note(LINEAR_CROSS_ENTROPY, f"torch: {reason_against}")
-        return _by_torch(layer, target, weight, reduction, ignore_index, label_smoothing)
+            raise ValueError(f"linear_cross_entropy with options beyond torch's: {refusal}")
+        note(LINEAR_CROSS_ENTROPY, f"torch: {refusal}")
+        return _by_torch(layer, *plain)
     if token_weight is not None and token_weight.shape != layer.positions:
         raise ValueError(f"Expected token_weight of shape {list(layer.positions)}, got {list(token_weight.shape)}")
     loss_options = LinearLossOptions(
         layer.num_classes,
         _REDUCTIONS[reduction],
-        ignore_index,
-        label_smoothing,
+        *plain[3:],
         terms.logit_scale,
         terms.softcap,
         terms.lse_square_scale,
         layer.loss_dtype(target),
     )
-    arguments = (
-        *layer.autocast(),
-        layer.rows_of_target(target),
-        weight,
-        None if token_weight is None else layer.rows_of_positions(token_weight),
-    )
-    reason = "a subclass or a mode overrides torch's functions" if overridden else _against_chunks(*arguments)
-    reason = reason or refusal_of_scales(layer.input, loss_options.logit_scale, loss_options.softcap)
-    chunk_rows = getattr(options, "batch_chunk_size", None)
-    if reason is None and (route := kernel_route()) != EAGER:
-        wants_token_weight = token_weight is not None and token_weight.requires_grad and torch.is_grad_enabled()
-        if route == COMPILED and loss_options.reduction and not wants_token_weight:
-            note(LINEAR_CROSS_ENTROPY, COMPILED)
-            return linear_cross_entropy_in_a_graph(loss_options, chunk_rows, *arguments)
-        reason = _WATCHED
-    if reason is None:
-        note(LINEAR_CROSS_ENTROPY, EAGER)
-        loss = fused_linear_cross_entropy(loss_options, chunk_rows, *arguments)
-    else:
+    of_positions = None if token_weight is None else layer.rows_of_positions(token_weight)
+    arguments = (*layer.autocast(), layer.rows_of_target(target), weight, of_positions)
+    reason = _OVERRIDDEN if overridden else _against_chunks(layer, target, weight, token_weight, terms)
+    if reason is not None:
         note(LINEAR_CROSS_ENTROPY, f"torch: {reason}")
         loss = composite(loss_options, *arguments)
+    elif kernel_route() == COMPILED:
+        note(LINEAR_CROSS_ENTROPY, COMPILED)
+        loss = linear_cross_entropy_in_a_graph(loss_options, chunk_rows, *arguments)
+    else:
+        note(LINEAR_CROSS_ENTROPY, EAGER)
+        loss = fused_linear_cross_entropy(loss_options, chunk_rows, *arguments)
     return loss if loss_options.reduction else loss.reshape(layer.positions)
+
+
+def reason_against_chunks(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int | None,
+    label_smoothing: float,
+    options: Any,
+    logit_scale: float,
+    softcap: float | None,
+    lse_square_scale: float,
+    token_weight: Tensor | None,
+) -> str | None:
+    """Why torch's operators compute this call of :func:`linear_cross_entropy`, or ``None``."""
+    if has_overrides(input, linear_weight, target, linear_bias, weight, token_weight):
+        return _OVERRIDDEN
+    layer = checked_layer(input, linear_weight, linear_bias)
+    terms = row_terms(logit_scale, softcap, lse_square_scale, 0.0)
+    ignore_index = _IGNORE_INDEX if ignore_index is None else ignore_index
+    return _refusal(layer, target, weight, reduction, ignore_index, label_smoothing) or _against_chunks(
+        layer, target, weight, token_weight, terms
+    )
 
 
 def linear_token_statistics(
@@ -222,7 +236,7 @@ def linear_token_statistics(
     terms = row_terms(logit_scale, softcap, 0.0, 0.0)
     if linear_weight.dim() != 2:
         raise RuntimeError(f"expected linear_weight with dimensionality 2, got {linear_weight.dim()}")
-    layer = _checked_layer(input, linear_weight, linear_bias)
+    layer = checked_layer(input, linear_weight, linear_bias)
     options = (terms.logit_scale, terms.softcap, ignore_index)
     if target.shape != layer.positions:
         raise ValueError(
@@ -233,12 +247,12 @@ def linear_token_statistics(
         raise ValueError(f"targets must be class indices, not {target.dtype}")
     arguments = (*layer.autocast(), target.flatten())
     reason = (
-        "a subclass or a mode overrides torch's functions"
+        _OVERRIDDEN
         if has_overrides(input, linear_weight, linear_bias, target)
-        else _against_chunks(*arguments) or refusal_of_statistics(layer.stand_in(), target.flatten(), *options)
+        else _against_layer(layer, target, None) or refusal_of_statistics(layer.stand_in(), target.flatten(), *options)
     )
     if reason is None and kernel_route() != EAGER:
-        reason = _WATCHED
+        reason = "a transform, a mode or a graph sees torch's operators"
     if reason is not None:
         note("linear_token_statistics", f"torch: {reason}")
         results: tuple[Tensor, ...] = composite_statistics(options, *arguments)
@@ -252,123 +266,36 @@ def linear_token_statistics(
     return TokenStatistics(*(result.view(layer.positions) for result in results))
 
 
-class _Layer(NamedTuple):
-    """A linear layer whose shapes fit, as (N, F) and (C * D, F) where it is computed."""
-
-    input: Tensor
-    weight: Tensor
-    bias: Tensor | None
-
-    @property
-    def num_classes(self) -> int:
-        return self.weight.shape[0]
-
-    @property
-    def inner(self) -> tuple[int, ...]:
-        """(d1, ..., dK)."""
-        return tuple(self.weight.shape[1:-1])
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """The shape of the losses."""
-        return (*self.input.shape[:-1], *self.inner)
-
-    def holds_probabilities(self, target: Tensor) -> bool:
-        return target.shape == (*self.input.shape[:-1], self.num_classes, *self.inner)
-
-    def _num_rows(self) -> int:
-        return math.prod(self.input.shape[:-1])
-
-    def rows_of_positions(self, tensor: Tensor) -> Tensor:
-        """(N) or (N, D)."""
-        return tensor.reshape(self._num_rows(), math.prod(self.inner)) if self.inner else tensor.reshape(-1)
-
-    def rows_of_target(self, target: Tensor) -> Tensor:
-        """The positions, or (N, C) or (N, C, D)."""
-        if not self.holds_probabilities(target):
-            return self.rows_of_positions(target)
-        sizes = (self._num_rows(), self.num_classes)
-        return target.reshape(*sizes, math.prod(self.inner)) if self.inner else target.reshape(sizes)
-
-    def autocast(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Input, weight and bias as rows, of the types that autocast gives a linear layer."""
-        num_logits = math.prod(self.weight.shape[:-1])
-        input = self.input.reshape(self._num_rows(), self.input.shape[-1])
-        weight = self.weight if self.weight.dim() == 2 else self.weight.reshape(num_logits, self.weight.shape[-1])
-        bias = self.bias if self.bias is None or self.bias.dim() == 1 else self.bias.reshape(num_logits)
-        if not is_autocast(input):
-            return input, weight, bias
-        return _cast(input), _cast(weight), None if bias is None else _cast(bias)
-
-    def stand_in(self) -> Tensor:
-        """No logits, but of their shape and type."""
-        input = self.input
-        dtype = torch.get_autocast_dtype(input.device.type) if _is_cast(input) else input.dtype
-        sizes = (self._num_rows(), self.num_classes, *([math.prod(self.inner)] if self.inner else []))
-        return input.new_empty((1,), dtype=dtype).expand(sizes)
-
-    def refusal(
-        self, target: Tensor, class_weight: Tensor | None, ignore_index: int, label_smoothing: float
-    ) -> str | None:
-        """Why this is no problem for us, or ``None``: torch knows the error, if it is one."""
-        dtypes = {tensor.dtype for tensor in (self.input, self.weight, self.bias) if tensor is not None}
-        if not is_autocast(self.input) and len(dtypes) > 1:
-            return "input, weight and bias are of several types"
-        if (torch.float64 in dtypes and len(dtypes) > 1) or not dtypes <= FLOAT_DTYPES:
-            return "there is no kernel for these types"
-        if not self.holds_probabilities(target) and target.shape != self.positions:
-            return "the target's shape does not fit"
-        logits = self.stand_in()
-        return refusal_of_cross_entropy(
-            logits, self.rows_of_target(target), class_weight, ignore_index, label_smoothing, promotes(logits)
-        )
-
-    def loss_dtype(self, target: Tensor) -> torch.dtype:
-        logits = self.stand_in()
-        by_probability = target.is_floating_point() and target.dtype != logits.dtype
-        return accumulation_dtype(logits.dtype) if promotes(logits) or by_probability else logits.dtype
-
-
-def _is_cast(tensor: Tensor) -> bool:
-    return is_autocast(tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
-
-
-def _cast(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if _is_cast(tensor) else tensor
-
-
-def _checked_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> _Layer:
-    """With torch's errors, but for an input of more than two axes."""
-    if input.dim() < 1 or (input.dim() > 2 and weight.dim() > 2):
-        raise RuntimeError(f"expected input with dimensionality 1 or 2, got {input.dim()}")
-    if weight.dim() < 2:
-        raise RuntimeError(f"expected linear_weight with dimensionality at least 2, got {weight.dim()}")
-    if input.shape[-1] != weight.shape[-1]:
-        raise RuntimeError(
-            "expected equal input and linear_weight last dimensions (in_features), "
-            f"got {input.shape[-1]} and {weight.shape[-1]}, respectively"
-        )
-    if bias is not None and bias.shape != weight.shape[:-1]:
-        raise RuntimeError(f"expected linear_bias shape {tuple(weight.shape[:-1])}, got {tuple(bias.shape)}")
-    if weight.dim() > 2 and input.dim() == 1:
-        raise RuntimeError(
-            f"K-dimensional loss defined by linear_weight shape {tuple(weight.shape)} requires batched input, "
-            f"(N, {input.shape[-1]}), got unbatched input with shape {tuple(input.shape)}"
-        )
-    return _Layer(input, weight, bias)
+def _refusal(
+    layer: LinearLayer,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> str | None:
+    """Why the call is no problem for us, or ``None``: torch knows the error, if it is one."""
+    if reduction not in _REDUCTIONS:
+        return "the reduction is none of 'none', 'mean' and 'sum'"
+    return layer.refusal(target, weight, ignore_index, label_smoothing)
 
 
 def _against_chunks(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    class_weight: Tensor | None = None,
-    token_weight: Tensor | None = None,
+    layer: LinearLayer, target: Tensor, weight: Tensor | None, token_weight: Tensor | None, terms: RowTerms
 ) -> str | None:
     """Why torch's operators compute the loss, or ``None`` where it is computed by chunks."""
+    reason = _against_layer(layer, target, weight, token_weight)
+    if reason is None and kernel_route() == WATCHED:
+        return "a transform or a mode sees torch's operators"
+    return reason or refusal_of_scales(layer.input, terms.logit_scale, terms.softcap)
+
+
+def _against_layer(layer: LinearLayer, target: Tensor, *others: Tensor | None) -> str | None:
+    """Of the tensors; ``others``: weight of classes, and tensors that may be differentiated as the layer's may."""
+    input, linear_weight, bias = layer
+    class_weight, *differentiable = others
     reason = reason_for_torch(input, target, class_weight)
-    for tensor in (weight, bias, token_weight):
+    for tensor in (linear_weight, bias, *differentiable):
         if reason is None and tensor is not None:
             reason = reason_for_torch(tensor, input.detach())
     if reason is None and not input.is_cpu:
@@ -376,8 +303,27 @@ def _against_chunks(
     return reason
 
 
+def _chunk_rows(options: Any, layer: LinearLayer, target: Tensor, label_smoothing: float) -> int | None:
+    """Of torch's options, or of what has their ``batch_chunk_size``.
+
+    Raises:
+        ValueError: torch's, of a size and a method that disagree, where torch would look at them.
+    """
+    size: int | None = getattr(options, "batch_chunk_size", None)
+    is_torchs = not layer.inner and label_smoothing == 0 and target.dtype == torch.int64
+    if size is not None and is_torchs and hasattr(options, "_adjust"):
+        input = layer.input
+        options._adjust(layer.num_rows(), input.shape[-1], layer.num_classes, input.dtype, input.device)
+    return size
+
+
 def _by_torch(
-    layer: _Layer, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int, label_smoothing: float
+    layer: LinearLayer,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
 ) -> Tensor:
     """As torch computes it, and with its errors."""
     input, linear_weight, bias = layer

@@ -12,7 +12,7 @@ from torch.nn.modules.loss import _WeightedLoss
 from . import functional
 from .operators.row_terms import row_terms
 
-__all__ = ["LinearCrossEntropyLoss"]
+__all__ = ["LinearCrossEntropyLoss", "layer_of"]
 
 
 class _LinearCrossEntropyLoss(_WeightedLoss):
@@ -60,6 +60,13 @@ if TYPE_CHECKING:
     _Base = _LinearCrossEntropyLoss
 else:
     _Base = getattr(nn, "LinearCrossEntropyLoss", _LinearCrossEntropyLoss)
+
+
+def layer_of(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of such a module, as the function takes them."""
+    weight, bias = module.linear.weight, module.linear.bias
+    sizes = (module.num_classes, *module.out_features)
+    return weight.reshape((*sizes, module.linear.in_features)), None if bias is None else bias.reshape(sizes)
 
 
 class LinearCrossEntropyLoss(_Base):
@@ -124,10 +131,7 @@ class LinearCrossEntropyLoss(_Base):
         self.lse_square_scale = lse_square_scale
 
     def forward(self, input: Tensor, target: Tensor, token_weight: Tensor | None = None) -> Tensor:
-        linear_weight = self.linear.weight.reshape((self.num_classes, *self.out_features, self.linear.in_features))
-        linear_bias: Tensor | None = self.linear.bias
-        if linear_bias is not None:
-            linear_bias = linear_bias.reshape((self.num_classes, *self.out_features))
+        linear_weight, linear_bias = layer_of(self)
         return functional.linear_cross_entropy(
             input,
             linear_weight,

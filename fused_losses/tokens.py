@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .operators.logit_transform import LogitTransform
 from .operators.registration import call
 from .operators.row_terms import row_terms
-from .operators.token_statistics import composite, refusal, transformed
+from .operators.token_statistics import composite, refusal
 from .route_log import note
 from .routing import has_overrides, kernel_route, reason_for_torch, without_waiting_wrapper
 
@@ -94,7 +95,7 @@ def token_statistics(
     note("token_statistics", f"torch: {reason}")
     log_prob, log_sum_exp, entropy = composite(options, logits, target)
     with torch.no_grad():
-        argmax = transformed(logits, *options[:2]).argmax(-1)
+        argmax = LogitTransform(*options[:2]).transformed(logits).argmax(-1)
     return TokenStatistics(log_prob, log_sum_exp, entropy, argmax)
 
 

@@ -1,11 +1,11 @@
-"""Functions that Dynamo does not trace: it calls them while it traces, or leaves its graph for them."""
+"""Functions that Dynamo does not trace: it calls them while it traces."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["constant_while_tracing", "outside_of_graphs"]
+__all__ = ["constant_while_tracing"]
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -16,10 +16,4 @@ def constant_while_tracing(function: _Function) -> _Function:
     That import takes two seconds, and most programs that import this package compile nothing.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-def outside_of_graphs(function: _Function) -> _Function:
-    """Mark as ``torch.compiler.disable`` does, without its import of Dynamo: a graph ends before the call."""
-    function._torchdynamo_disable = True  # type: ignore[attr-defined]
     return function

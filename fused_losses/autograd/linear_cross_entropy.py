@@ -36,7 +36,7 @@ from .eager import eager_apply, saves_through_hooks
 from .linear_chunks import Chunk, LinearChunks, LinearGradients
 from .row_losses import RowLoss
 
-__all__ = ["LinearCrossEntropyFunction", "LinearProblem", "fused_linear_cross_entropy"]
+__all__ = ["LinearCrossEntropyFunction", "LinearProblem", "computed_gradients", "fused_linear_cross_entropy"]
 
 _Wanted = tuple[bool, bool, bool]  # the gradients of input, weight and bias
 _NUM_TENSORS = 6
@@ -76,15 +76,18 @@ class LinearProblem:
         )
         self._class_weight = class_weight
 
+    @property
+    def _positions(self) -> tuple[int, ...]:
+        num_rows = self.target.shape[0]
+        return (num_rows, self.target.shape[-1]) if self.has_heads else (num_rows,)
+
     def target_of(self, chunk: Chunk) -> Tensor:
         target = chunk.take(self.target)
         return target.to(self.chunks.dtype) if target.is_floating_point() else target
 
     def losses(self, statistics: list[Tensor] | None = None) -> Tensor:
         """Of all positions, unweighted by tokens, 0 where they do not count; with statistics for :meth:`gradients`."""
-        num_rows = self.target.shape[0]
-        sizes = (num_rows, self.target.shape[-1]) if self.has_heads else (num_rows,)
-        losses = self.chunks.input.new_zeros(sizes, dtype=self.chunks.dtype)
+        losses = self.chunks.input.new_zeros(self._positions, dtype=self.chunks.dtype)
         for chunk in self.chunks:
             logits, target = self.chunks.logits(self.chunks.rows(chunk)), self.target_of(chunk)
             if statistics is None:
@@ -116,15 +119,18 @@ class LinearProblem:
         scale = self.denominator().reciprocal()
         gradients = LinearGradients(self.chunks, wanted)
         total = torch.zeros((), dtype=torch.float64)
-        row_scale = None if self.token_weight is None else (self.token_weight * scale).to(self.chunks.dtype)
+        row_weight = self.token_weight
+        if row_weight is None and self.chunks.overwritten:
+            row_weight = self.chunks.input.new_ones(self._positions, dtype=self.chunks.dtype)
+        row_scale = None if row_weight is None else (row_weight * scale).to(self.chunks.dtype)
         for chunk in self.chunks:
             rows, target = self.chunks.rows(chunk), self.target_of(chunk)
             logits = self.chunks.logits(rows)
-            if row_scale is None or self.token_weight is None:
+            if row_scale is None or row_weight is None:
                 of_chunk, logit_gradient = self.row_loss.sum_and_gradient(logits, target, scale.item())
             else:
                 losses, statistics = self.row_loss.losses_and_statistics(logits, target)
-                of_chunk = (losses * chunk.take(self.token_weight)).sum(dtype=torch.float64)
+                of_chunk = (losses * chunk.take(row_weight)).sum(dtype=torch.float64)
                 logit_gradient = self.row_loss.gradient(chunk.take(row_scale), logits, target, statistics)
             total += of_chunk
             gradients.add(chunk, rows, logit_gradient)
@@ -229,7 +235,9 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         with autocast_is_off(grad_output.device.type):
             if ctx.gradients is not None and math.isfinite(scale := grad_output.item()):
                 return (*_take_gradients(ctx, tensors, scale), None, None, None, None, None)
-            return (*_computed_gradients(ctx, tensors, grad_output, losses, statistics), None, None)
+            arguments = (ctx.options, ctx.chunk_rows, tensors, ctx.needs_input_grad, grad_output, losses, statistics)
+            *of_layer, of_token_weight = computed_gradients(*arguments)
+            return (*of_layer, None, None, of_token_weight, None, None)
 
 
 def _is_plain(grad_output: Tensor) -> bool:
@@ -255,21 +263,35 @@ def _take_gradients(ctx: Any, tensors: list[Any], scale: float) -> list[Tensor |
     return taken
 
 
-def _computed_gradients(
-    ctx: Any, tensors: list[Any], grad_output: Tensor, losses: Tensor | None, statistics: Sequence[Tensor]
+def computed_gradients(
+    options: LinearLossOptions,
+    chunk_rows: int | None,
+    tensors: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    grad_output: Tensor,
+    losses: Tensor | None,
+    statistics: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
-    *_, target, _, token_weight = tensors
-    wants_token_weight = ctx.needs_input_grad[5]
-    problem = LinearProblem(ctx.options, ctx.chunk_rows, *tensors, keeps_weightless=wants_token_weight)  # type: ignore[misc]
+    """Of input, weight, bias and, last, token weight, where they are wanted, with the logits computed again.
+
+    Args:
+        losses: unweighted, where the token weight's gradient is wanted.
+        statistics: of :meth:`LinearProblem.losses`, or none.
+    """
+    input, weight, bias, target, class_weight, token_weight = tensors
+    assert input is not None and weight is not None and target is not None
+    others = (target, class_weight, token_weight)
+    problem = LinearProblem(options, chunk_rows, input, weight, bias, *others, keeps_weightless=wanted[5])
     shape = (*target.shape[:1], *target.shape[2:]) if target.is_floating_point() else target.shape
     scale = (grad_output.double() / problem.denominator()).to(problem.chunks.dtype).expand(shape)
     row_scale = scale.contiguous() if problem.token_weight is None else scale * problem.token_weight
     gradients: list[Tensor | None] = [None, None, None]
-    if any(ctx.needs_input_grad[:3]):
-        gradients = problem.gradients(row_scale, ctx.needs_input_grad[:3], statistics)
-    rounded = [None if g is None else g.to(t.dtype) for g, t in zip(gradients, tensors, strict=False)]
-    to_token_weight = None if losses is None else (losses * scale).to(token_weight.dtype)
-    return [*rounded, None, None, to_token_weight]
+    if any(wanted[:3]):
+        gradients = problem.gradients(row_scale, (wanted[0], wanted[1], wanted[2]), statistics)
+    rounded = [None if gradient is None else gradient.to(input.dtype) for gradient in gradients]
+    if losses is None or token_weight is None:
+        return [*rounded, None]
+    return [*rounded, (losses * scale).to(token_weight.dtype)]
 
 
 def _watched_gradients(ctx: Any, tensors: list[Any], grad_output: Tensor) -> list[Tensor | None]:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
 from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off
+from ..operators.registration import NONE
 from .linear_cross_entropy import LinearProblem
+from .linear_recomputed import recomputed_linear_cross_entropy
 
 __all__ = ["linear_cross_entropy_in_a_graph"]
 
@@ -85,8 +87,12 @@ _prepared.register_autograd(_differentiate, setup_context=_save)
 def linear_cross_entropy_in_a_graph(
     options: LinearLossOptions, chunk_rows: int | None, *tensors: Tensor | None
 ) -> Tensor:
-    """A mean or a sum. ``tensors`` are those of :class:`LinearCrossEntropyFunction`."""
+    """``tensors`` are those of :class:`LinearCrossEntropyFunction`."""
     differentiates = torch.is_grad_enabled()
-    wanted = [differentiates and tensor is not None and tensor.requires_grad for tensor in tensors[:3]]
+    *wanted, wants_token_weight = (
+        differentiates and tensor is not None and tensor.requires_grad for tensor in (*tensors[:3], tensors[5])
+    )
+    if options.reduction == NONE or wants_token_weight:
+        return recomputed_linear_cross_entropy(options, chunk_rows, wants_token_weight, *tensors)
     loss: Tensor = _prepared(*tensors, wanted, chunk_rows, *options)[0]
     return loss

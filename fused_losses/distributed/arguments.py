@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
-from .shard import LogitTransform
 
 __all__ = [
     "check_linear",
@@ -22,22 +21,28 @@ __all__ = [
     "check_options",
     "class_weight_of_shard",
     "error_of",
-    "group_of",
+    "group_of_name",
+    "name_of_group",
     "stand_in",
 ]
 
 _REDUCTIONS = ("none", "mean", "sum")
 
 
-def group_of(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+def name_of_group(group: dist.ProcessGroup | None) -> str:
     if group is not None:
-        return group
+        name: str = group.group_name
+        return name
     if not dist.is_initialized():
         raise ValueError(
             "the default process group has not been initialized: call torch.distributed.init_process_group"
         )
-    default: dist.ProcessGroup = dist.distributed_c10d._get_default_group()
-    return default
+    return name_of_group(dist.distributed_c10d._get_default_group())
+
+
+def group_of_name(name: str) -> dist.ProcessGroup:
+    """Inside an operator, which takes no groups."""
+    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
 
 
 def error_of(*checks: Callable[[], None]) -> Exception | None:
@@ -98,16 +103,16 @@ def check_class_weight(weight: Tensor | None, num_classes: int) -> None:
 
 def check_options(
     target: Tensor,
-    transform: LogitTransform,
+    token_weight: Tensor | None,
+    logit_scale: float,
     softcap: float | None,
     label_smoothing: float = 0.0,
     reduction: str = "none",
-    token_weight: Tensor | None = None,
 ) -> None:
     if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
         raise ValueError(f"softcap must be positive, not {softcap}")
-    if not math.isfinite(transform.logit_scale) or transform.logit_scale == 0:
-        raise ValueError(f"logit_scale must be finite and not 0, not {transform.logit_scale}")
+    if not math.isfinite(logit_scale) or logit_scale == 0:
+        raise ValueError(f"logit_scale must be finite and not 0, not {logit_scale}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0, not {label_smoothing}")
     if reduction not in _REDUCTIONS:

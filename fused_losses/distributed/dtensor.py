@@ -13,7 +13,8 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ..operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES
-from .losses import row_losses
+from .loss import Kept, LossOptions
+from .operators import cross_entropy
 
 __all__ = ["cross_entropy_of_dtensors", "refusal"]
 
@@ -69,23 +70,24 @@ def cross_entropy_of_dtensors(
     local_weight = None if weight is None else weight.to_local()
     if weight is not None and weight.placements[by_classes] == Replicate():
         local_weight = weight.to_local()[vocab_start : vocab_start + logits.size(1)]
-    losses, weights = row_losses(
-        logits,
-        indices,
-        group=mesh.get_group(by_classes),
+    options = LossOptions(
+        group_name=mesh.get_group(by_classes).group_name,
         vocab_start=vocab_start,
-        weight=local_weight,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
-        reduction=reduction,
+        reduction="none",  # here: the other rows are elsewhere
+        logit_scale=1.0,
+        softcap=None,
+        lse_square_scale=0.0,
     )
+    losses, *kept = cross_entropy(logits, indices, local_weight, None, *options)
     placements: list[Placement] = [Replicate()] * mesh.ndim
     for dimension in by_rows:
         placements[dimension] = Shard(0) if reduction == "none" else Partial()
     if reduction != "none":
         losses = losses.sum()
     if reduction == "mean":
-        denominator = weights.sum(dtype=losses.dtype)
+        denominator = Kept(*kept).target_weight.sum()
         for dimension in by_rows:
             dist.all_reduce(denominator, group=mesh.get_group(dimension))
         losses = losses / denominator

@@ -6,17 +6,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..tracing import outside_of_graphs
-from .arguments import check_linear, check_options, class_weight_of_shard, error_of, group_of, stand_in
-from .losses import losses_of_statistics, reduced
-from .of_linear import of_linear
-from .shard import LogitTransform
-from .statistics import Vocabulary
+from ..operators.row_terms import refuse_tensors
+from . import operators
+from .arguments import name_of_group
+from .loss import LossOptions
 
 __all__ = ["vocab_parallel_linear_cross_entropy"]
 
 
-@outside_of_graphs
 def vocab_parallel_linear_cross_entropy(
     input: Tensor,
     linear_weight_local: Tensor,
@@ -80,38 +77,21 @@ def vocab_parallel_linear_cross_entropy(
     Source: as :func:`vocab_parallel_cross_entropy`; chunks of rows as in Cut Your Losses
     (`arXiv:2411.09009 <https://arxiv.org/abs/2411.09009>`_).
     """
-    group = group_of(group)
-    transform = LogitTransform.of(logit_scale, softcap)
-    input, linear_weight, bias = _as_autocast(input, linear_weight_local, linear_bias)
-    error = error_of(
-        lambda: check_linear(input, linear_weight, bias, target, weight),
-        lambda: check_options(target, transform, softcap, label_smoothing, reduction, token_weight),
+    refuse_tensors(logit_scale, softcap, lse_square_scale)
+    options = LossOptions(
+        name_of_group(group),
+        vocab_start,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        logit_scale,
+        softcap,
+        lse_square_scale,
     )
-    if error is None:
-        hidden, indices = input.reshape(-1, input.size(-1)), target.reshape(-1).long()
-    else:
-        hidden, indices = stand_in(target, input.dtype)
-        linear_weight, bias = hidden.new_empty(0, 0), None
-    vocabulary = Vocabulary(
-        group=group,
-        num_classes=linear_weight.size(0),
-        vocab_start=vocab_start,
-        class_weight=class_weight_of_shard(weight, linear_weight.size(0), hidden.dtype),
-        transform=transform,
-        ignore_index=ignore_index,
-        wants_weighted=label_smoothing != 0,
-    )
-    with torch.autocast(hidden.device.type, enabled=False):
-        statistics = of_linear(hidden, linear_weight, bias, indices, vocabulary, reduce_input_gradient, error)
-        losses, weights = losses_of_statistics(
-            statistics,
-            target,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            lse_square_scale=lse_square_scale,
-            token_weight=token_weight,
-        )
-        return reduced(losses, weights, reduction)
+    layer = _as_autocast(input, linear_weight_local, linear_bias)
+    tensors = (*layer, target, weight, token_weight)
+    loss: Tensor = operators.linear_cross_entropy(*tensors, reduce_input_gradient, *options)[0]
+    return loss
 
 
 def _as_autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

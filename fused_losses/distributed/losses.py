@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..operators.row_terms import refuse_tensors
 from ..tokens import TokenStatistics
-from ..tracing import outside_of_graphs
-from .arguments import check_logits, check_options, class_weight_of_shard, error_of, group_of, stand_in
-from .of_logits import Differentiable, of_logits
-from .shard import LogitTransform
-from .statistics import Vocabulary
+from . import operators
+from .arguments import name_of_group
+from .loss import LossOptions
 
-__all__ = [
-    "losses_of_statistics",
-    "reduced",
-    "row_losses",
-    "vocab_parallel_cross_entropy",
-    "vocab_parallel_token_statistics",
-]
+__all__ = ["vocab_parallel_cross_entropy", "vocab_parallel_token_statistics"]
 
 
-@outside_of_graphs
 def vocab_parallel_cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -92,104 +83,21 @@ def vocab_parallel_cross_entropy(
     cross-entropy; PaLM (`arXiv:2204.02311 <https://arxiv.org/abs/2204.02311>`_), section 5, for the squared
     log-sum-exp; `Gemma 2 <https://arxiv.org/abs/2408.00118>`_ for the softcap.
     """
-    losses, weights = row_losses(
-        logits,
-        target,
-        group=group_of(group),
-        vocab_start=vocab_start,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        lse_square_scale=lse_square_scale,
-        token_weight=token_weight,
+    refuse_tensors(logit_scale, softcap, lse_square_scale)
+    options = LossOptions(
+        name_of_group(group),
+        vocab_start,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        logit_scale,
+        softcap,
+        lse_square_scale,
     )
-    return reduced(losses, weights, reduction)
+    loss: Tensor = operators.cross_entropy(logits, target, weight, token_weight, *options)[0]
+    return loss
 
 
-def row_losses(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    group: dist.ProcessGroup,
-    vocab_start: int | None,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    lse_square_scale: float = 0.0,
-    token_weight: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The loss of each row and what it counts for in a mean, in the target's shape; the reduction is checked alone."""
-    transform = LogitTransform.of(logit_scale, softcap)
-    error = error_of(
-        lambda: check_logits(logits, target, weight),
-        lambda: check_options(target, transform, softcap, label_smoothing, reduction, token_weight),
-    )
-    rows, indices = logits, target.reshape(-1).long()
-    if error is not None:
-        rows, indices = stand_in(target, logits.dtype)
-    vocabulary = Vocabulary(
-        group=group,
-        num_classes=rows.size(-1),
-        vocab_start=vocab_start,
-        class_weight=class_weight_of_shard(weight, rows.size(-1), logits.dtype),
-        transform=transform,
-        ignore_index=ignore_index,
-        wants_weighted=label_smoothing != 0,
-    )
-    statistics = of_logits(rows, indices, vocabulary, error)
-    return losses_of_statistics(
-        statistics,
-        target,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        lse_square_scale=lse_square_scale,
-        token_weight=token_weight,
-    )
-
-
-def losses_of_statistics(
-    statistics: Differentiable,
-    target: Tensor,
-    *,
-    ignore_index: int,
-    label_smoothing: float,
-    lse_square_scale: float,
-    token_weight: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """As :func:`row_losses`, by operators on tensors of the target's shape.
-
-    See Note [Target mass] in ``csrc/core/cross_entropy.h``.
-    """
-    counts = target.reshape(-1) != ignore_index
-    losses = -statistics.log_prob
-    if statistics.target_weight is not None:
-        losses = losses * statistics.target_weight
-    if statistics.weighted_log_prob is not None:
-        assert statistics.num_classes is not None
-        share = label_smoothing / statistics.num_classes
-        losses = losses * (1 - label_smoothing) - statistics.weighted_log_prob * share
-    if lse_square_scale:
-        losses = losses + lse_square_scale * torch.where(counts, statistics.log_sum_exp, 0).square()
-    losses = torch.where(counts, losses, 0).view(target.shape)
-    if token_weight is not None:
-        losses = losses * token_weight
-    weights = counts if statistics.target_weight is None else statistics.target_weight
-    return losses, weights.view(target.shape)
-
-
-def reduced(losses: Tensor, weights: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return losses
-    return losses.sum() if reduction == "sum" else losses.sum() / weights.sum()
-
-
-@outside_of_graphs
 def vocab_parallel_token_statistics(
     logits: Tensor,
     target: Tensor,
@@ -240,23 +148,6 @@ def vocab_parallel_token_statistics(
     Source: derivatives: ``csrc/core/token_statistics.h``; the sums of shards: Note [Sums of a shard] in
     ``fused_losses/distributed/shard.py``.
     """
-    group = group_of(group)
-    transform = LogitTransform.of(logit_scale, softcap)
-    error = error_of(lambda: check_logits(logits, target, None), lambda: check_options(target, transform, softcap))
-    rows, indices = logits, target.reshape(-1).long()
-    if error is not None:
-        rows, indices = stand_in(target, logits.dtype)
-    vocabulary = Vocabulary(
-        group=group,
-        num_classes=rows.size(-1),
-        vocab_start=vocab_start,
-        class_weight=None,
-        transform=transform,
-        ignore_index=ignore_index,
-        wants_entropy=True,
-        wants_argmax=True,
-    )
-    statistics = of_logits(rows, indices, vocabulary, error)
-    assert statistics.entropy is not None and statistics.argmax is not None
-    results = (statistics.log_prob, statistics.log_sum_exp, statistics.entropy, statistics.argmax)
-    return TokenStatistics(*(result.view(target.shape) for result in results))
+    refuse_tensors(logit_scale, softcap)
+    options = (name_of_group(group), vocab_start, ignore_index, logit_scale, softcap)
+    return TokenStatistics(*operators.token_statistics(logits, target, *options)[:4])

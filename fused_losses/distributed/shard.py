@@ -18,63 +18,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
+from ..operators.logit_transform import LogitTransform
 from ..operators.registration import call
-from ..operators.row_terms import refuse_tensors
 from ..operators.token_statistics import refusal
 from .without_kernels import token_gradient, token_sums
 
-__all__ = ["NOT_HERE", "LogitTransform", "ShardSums", "gradient_of_shard", "row_blocks", "sums_of_shard"]
+__all__ = ["NOT_HERE", "GradientsOfSums", "ShardSums", "gradient_of_shard", "row_blocks", "sums_of_shard"]
 
 NOT_HERE = -1  # the target of a row whose target this shard does not own, or that is ignored
 _ELEMENTS_PER_BLOCK = 2**18  # 1 MiB of float32, in the cache of a core
-
-
-@dataclass(frozen=True)
-class LogitTransform:
-    """From a logit :math:`l` to what the softmax is taken of, :math:`x = s \\tanh(a\\, l / s)` or :math:`a\\, l`."""
-
-    logit_scale: float
-    softcap: float  # 0: none
-
-    @classmethod
-    def of(cls, logit_scale: float, softcap: float | None) -> LogitTransform:
-        """Of a caller's options, whose range is checked with the other arguments."""
-        refuse_tensors(logit_scale, softcap)
-        return cls(float(logit_scale), float(softcap or 0.0))
-
-    @property
-    def factor(self) -> float:
-        """x is this times its unit: the tangent, or the logit itself."""
-        return self.softcap or self.logit_scale
-
-    @property
-    def sign(self) -> float:
-        """Units times this are in the order of x."""
-        return -1.0 if self.factor < 0 else 1.0
-
-    @property
-    def options(self) -> tuple[float, float, int]:
-        """Of the operators, for targets that are :data:`NOT_HERE` where no class of the shard is one."""
-        return self.logit_scale, self.softcap, NOT_HERE
-
-    def unit(self, logits: Tensor) -> Tensor:
-        """In the type of computation."""
-        logits = logits.to(accumulation_dtype(logits.dtype))
-        return torch.tanh(logits * (self.logit_scale / self.softcap)) if self.softcap else logits
-
-    def derivative(self, logits: Tensor) -> Tensor | float:
-        """dx / dl"""
-        if not self.softcap:
-            return self.logit_scale
-        unit = self.unit(logits)
-        return (1 - unit) * (1 + unit) * self.logit_scale
 
 
 class ShardSums(NamedTuple):
@@ -110,6 +68,19 @@ class ShardSums(NamedTuple):
         return parts[0] if len(parts) == 1 else cls(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
+class GradientsOfSums(NamedTuple):
+    """Of a shard's sums, in the type of computation; [N] each, or ``None`` for 0."""
+
+    log_prob: Tensor | None
+    log_sum_exp: Tensor | None
+    entropy: Tensor | None
+    weighted: Tensor | None
+    """Of sum w_c x_c."""
+
+    def rows(self, rows: slice) -> GradientsOfSums:
+        return GradientsOfSums(*(None if gradient is None else gradient[rows] for gradient in self))
+
+
 def sums_of_shard(
     logits: Tensor, local_target: Tensor, transform: LogitTransform, class_weight: Tensor | None, *, weighted: bool
 ) -> ShardSums:
@@ -139,8 +110,7 @@ def sums_of_shard(
 
 
 def gradient_of_shard(
-    grads: tuple[Tensor | None, ...],
-    grad_weighted: Tensor | None,
+    gradients: GradientsOfSums,
     logits: Tensor,
     local_target: Tensor,
     saved: Tensor,
@@ -150,25 +120,23 @@ def gradient_of_shard(
     """Of the logits, in their type.
 
     Args:
-        grads: of log-probability, log-sum-exp and entropy, [N] each or ``None``.
-        grad_weighted: of the sum of w_c x_c, [N], or ``None``.
         saved: [4, N]: the unit of M, and S, S' and T of all shards.
     """
     if logits.numel() == 0:
         return torch.zeros_like(logits)
-    if grad_weighted is None:
-        return _token_gradient(grads, logits, local_target, saved, transform)
+    if gradients.weighted is None:
+        return _token_gradient(gradients, logits, local_target, saved, transform)
     dtype = accumulation_dtype(logits.dtype)
     gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     gradient_rows = gradient.view(-1, logits.size(-1))
     for rows, logits_of_rows in row_blocks(logits):
         block = logits_of_rows.to(dtype)  # so that a 16-bit gradient is rounded once
-        of_rows = tuple(None if grad is None else grad[rows] for grad in grads)
+        of_rows = gradients.rows(rows)
         part = _token_gradient(of_rows, block, local_target[rows], saved[:, rows].contiguous(), transform)
-        mass = grad_weighted[rows].unsqueeze(1)
-        mass = torch.where(
-            mass == 0, 0, mass * transform.derivative(block)
-        )  # whatever is in a row that has no gradient
+        assert of_rows.weighted is not None
+        mass = of_rows.weighted.unsqueeze(1)
+        # Whatever is in a row that has no gradient.
+        mass = torch.where(mass == 0, 0, mass * transform.derivative(transform.unit(block)))
         gradient_rows[rows] = part.add_(mass if class_weight is None else mass * class_weight)
     return gradient
 
@@ -191,7 +159,7 @@ def row_blocks(logits: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]
 
 def _token_sums(logits: Tensor, target: Tensor, transform: LogitTransform) -> tuple[Tensor, ...]:
     """Results of [N] each."""
-    options, target = transform.options, target.view(logits.shape[:-1])
+    options, target = (*transform, NOT_HERE), target.view(logits.shape[:-1])
     if refusal(logits, target, *options) is None:
         *results, saved = call("token_statistics", logits, target, *options)
         return (*(result.view(-1) for result in results), saved)
@@ -199,9 +167,10 @@ def _token_sums(logits: Tensor, target: Tensor, transform: LogitTransform) -> tu
 
 
 def _token_gradient(
-    grads: tuple[Tensor | None, ...], logits: Tensor, target: Tensor, saved: Tensor, transform: LogitTransform
+    gradients: GradientsOfSums, logits: Tensor, target: Tensor, saved: Tensor, transform: LogitTransform
 ) -> Tensor:
-    options, sizes = transform.options, logits.shape[:-1]
+    grads = gradients[:3]
+    options, sizes = (*transform, NOT_HERE), logits.shape[:-1]
     if refusal(logits, target.view(sizes), *options) is None:
         shaped = (None if grad is None else grad.view(sizes) for grad in grads)
         gradient: Tensor = call("token_statistics_backward", *shaped, logits, target.view(sizes), saved, *options)
@@ -218,7 +187,7 @@ def _unit_of_target(logits: Tensor, local_target: Tensor, transform: LogitTransf
         *_, saved = _token_sums(target_logit, torch.full_like(local_target, NOT_HERE), transform)
         unit = saved[0]
     else:
-        unit = transform.unit(target_logit).squeeze(1)
+        unit = target_logit.to(accumulation_dtype(logits.dtype)).squeeze(1)
     return torch.where(is_here, unit, 0)
 
 
@@ -226,6 +195,6 @@ def _weighted_sum(logits: Tensor, shift: Tensor, transform: LogitTransform, clas
     """sum w_c (x_c - m), block by block: nothing of the logits' size is made."""
     result = torch.empty_like(shift)
     for rows, block in row_blocks(logits):
-        z = (transform.unit(block) - shift[rows].unsqueeze(1)) * transform.factor
+        z = (transform.unit(block.to(shift.dtype)) - shift[rows].unsqueeze(1)) * transform.factor
         result[rows] = z.sum(1) if class_weight is None else z.mv(class_weight)
     return result

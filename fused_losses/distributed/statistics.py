@@ -20,10 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
+from ..operators.logit_transform import LogitTransform
 from .layout import exchange, known_layout, local_targets
-from .shard import NOT_HERE, LogitTransform, ShardSums
+from .shard import NOT_HERE, ShardSums, sums_of_shard
 
-__all__ = ["Rows", "Statistics", "Vocabulary", "statistics_of_group"]
+__all__ = ["Statistics", "Vocabulary", "statistics_of_group", "statistics_of_logits"]
 
 _NO_CLASS = torch.iinfo(torch.int64).max
 _BEFORE_ANY_CLASS = -(2**62)  # added to the class of a NaN, which is taken for the largest
@@ -44,51 +45,64 @@ class Vocabulary:
     wants_argmax: bool = False
 
 
-class Rows(NamedTuple):
-    """What is known of the rows before anything is computed."""
-
-    target: Tensor
-    """[N], int64, over all shards."""
-    dtype: torch.dtype
-    """Of the logits."""
-
-
 class Statistics(NamedTuple):
-    """Of each row over all shards; [N] each, in the type of computation, and equal on all ranks."""
+    """Of each row over all shards; [N] each, in the type of computation, and equal on all ranks.
+
+    What was not asked for is 0.
+    """
 
     log_prob: Tensor
     """0 where the target is ignored."""
     log_sum_exp: Tensor
-    entropy: Tensor | None
-    weighted_log_prob: Tensor | None
+    entropy: Tensor
+    weighted_log_prob: Tensor
     """sum w_c log p_c, 0 where the target is ignored."""
-    target_weight: Tensor | None
-    """The class weight of the target, 0 where it is ignored."""
-    argmax: Tensor | None
-    num_classes: Tensor | None
-    """Of all shards, a scalar; beside weighted_log_prob."""
+    target_weight: Tensor
+    """The class weight of the target, without class weights 1; 0 where it is ignored."""
+    argmax: Tensor
+    """int64"""
     saved: Tensor
     """[4, N]: what the backward of each shard asks for."""
     local_target: Tensor
+    """int64, within this rank's shard."""
     counts: Tensor
     """Whether the target is not ignored, bool."""
-    weight_sum: Tensor | None
-    """sum w_c, a scalar; beside weighted_log_prob."""
+    totals: Tensor
+    """[2]: sum w_c and the number of classes; beside weighted_log_prob."""
+
+
+def statistics_of_logits(logits: Tensor, target: Tensor, vocabulary: Vocabulary, error: Exception | None) -> Statistics:
+    """Args:
+    logits: [..., V_local]
+    target: [N], int64, over all shards.
+    error: as for :func:`statistics_of_group`.
+    """
+
+    def sweep(local_target: Tensor) -> ShardSums:
+        weight, weighted = vocabulary.class_weight, vocabulary.wants_weighted
+        return sums_of_shard(logits, local_target, vocabulary.transform, weight, weighted=weighted)
+
+    return statistics_of_group(vocabulary, target, accumulation_dtype(logits.dtype), sweep, error)
 
 
 def statistics_of_group(
-    vocabulary: Vocabulary, rows: Rows, sweep: Callable[[Tensor], ShardSums], error: Exception | None = None
+    vocabulary: Vocabulary,
+    target: Tensor,
+    dtype: torch.dtype,
+    sweep: Callable[[Tensor], ShardSums],
+    error: Exception | None,
 ) -> Statistics:
     """Args:
+    target: [N], int64, over all shards.
+    dtype: the type of computation.
     sweep: from the targets within the shard, [N], to the sums of the shard.
     error: what is wrong with this rank's arguments: see Note [Two reductions].
     """
-    group, device = vocabulary.group, rows.target.device
     while True:
-        outcome = _attempt(vocabulary, rows, sweep, error)
+        outcome = _attempt(vocabulary, target, dtype, sweep, error)
         if not isinstance(outcome, _LayoutsDiffer):
             return outcome
-        exchange(group, vocabulary.num_classes, vocabulary.vocab_start, device)
+        exchange(vocabulary.group, vocabulary.num_classes, vocabulary.vocab_start, target.device)
 
 
 class _LayoutsDiffer:
@@ -96,9 +110,12 @@ class _LayoutsDiffer:
 
 
 def _attempt(
-    vocabulary: Vocabulary, rows: Rows, sweep: Callable[[Tensor], ShardSums], error: Exception | None
+    vocabulary: Vocabulary,
+    target: Tensor,
+    dtype: torch.dtype,
+    sweep: Callable[[Tensor], ShardSums],
+    error: Exception | None,
 ) -> Statistics | _LayoutsDiffer:
-    target, dtype = rows.target, accumulation_dtype(rows.dtype)
     counts = target != vocabulary.ignore_index
     layout = known_layout(vocabulary.group, vocabulary.num_classes, vocabulary.vocab_start)
     local_target = torch.full_like(target, NOT_HERE)
@@ -205,23 +222,21 @@ class _Packed:
         log_sum = torch.where(counts & (target_z == 0), others.log1p(), total.log())
         log_prob = torch.where(counts, target_z - log_sum, 0)
         log_sum_exp = torch.where(is_infinite, torch.inf, self._shift * vocabulary.transform.factor + log_sum)
-        times_x = rows.get("times_x", torch.zeros_like(total))
-        weight_sum = num_classes = weighted = None
-        if vocabulary.wants_weighted:
-            weight_sum, num_classes = self.numbers[-2:]
-            weighted = torch.where(counts, rows["weighted"] - weight_sum * log_sum, 0)
-        if argmax is not None:
-            argmax = torch.where(argmax < 0, argmax - _BEFORE_ANY_CLASS, argmax)
+        times_x, weighted = rows.get("times_x"), rows.get("weighted")
+        zeros = torch.zeros_like(total)
+        totals = self.numbers[-2:].clone() if weighted is not None else zeros.new_zeros(2)
+        target_weight = rows.get("target_weight")
+        if argmax is None:
+            argmax = torch.zeros_like(self._local_target)
         return Statistics(
             log_prob=log_prob,
             log_sum_exp=log_sum_exp,
-            entropy=log_sum - times_x / total if vocabulary.wants_entropy else None,
-            weighted_log_prob=weighted,
-            target_weight=rows.get("target_weight"),
-            argmax=argmax,
-            num_classes=num_classes,
-            saved=torch.stack((self._shift, total, others, times_x)),
+            entropy=zeros if times_x is None else log_sum - times_x / total,
+            weighted_log_prob=zeros if weighted is None else torch.where(counts, weighted - totals[0] * log_sum, 0),
+            target_weight=counts.to(total.dtype) if target_weight is None else target_weight.clone(),
+            argmax=torch.where(argmax < 0, argmax - _BEFORE_ANY_CLASS, argmax),
+            saved=torch.stack((self._shift, total, others, zeros if times_x is None else times_x)),
             local_target=self._local_target,
             counts=counts,
-            weight_sum=weight_sum,
+            totals=totals,
         )

@@ -9,22 +9,18 @@ import torch
 from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
+from ..operators.logit_transform import LogitTransform
 
 __all__ = ["token_gradient", "token_sums"]
-
-
-def _unit(logits: Tensor, logit_scale: float, softcap: float) -> Tensor:
-    logits = logits.to(accumulation_dtype(logits.dtype))
-    return torch.tanh(logits * (logit_scale / softcap)) if softcap else logits
 
 
 def token_sums(
     logits: Tensor, target: Tensor, logit_scale: float, softcap: float, ignore_index: int
 ) -> tuple[Tensor, ...]:
     """log_prob, log_sum_exp, entropy, argmax and saved, as ``token_statistics`` of [N, V] logits."""
-    factor = softcap or logit_scale
-    sign = -1 if factor < 0 else 1
-    unit = _unit(logits, logit_scale, softcap)
+    transform = LogitTransform(logit_scale, softcap)
+    factor, sign = transform.factor, transform.sign
+    unit = transform.unit(logits.to(accumulation_dtype(logits.dtype)))
     shift = (unit * sign).amax(1) * sign
     if not softcap:
         shift = torch.where(shift * sign == -torch.inf, 0, shift)
@@ -54,15 +50,15 @@ def token_gradient(
     ignore_index: int,
 ) -> Tensor:
     """As ``token_statistics_backward`` of [N, V] logits."""
-    factor = softcap or logit_scale
+    transform = LogitTransform(logit_scale, softcap)
     shift, total, others, times_x = saved
     counts = target != ignore_index
     grad_log_prob, grad_log_sum_exp, grad_entropy = (
         torch.zeros_like(total) if grad is None else grad.to(total.dtype) for grad in grads
     )
     grad_log_prob = torch.where(counts, grad_log_prob, 0)
-    unit = _unit(logits, logit_scale, softcap)
-    z = (unit - shift.unsqueeze(1)) * factor
+    unit = transform.unit(logits.to(accumulation_dtype(logits.dtype)))
+    z = (unit - shift.unsqueeze(1)) * transform.factor
     probability = z.exp() / total.unsqueeze(1)
     z = torch.where(probability == 0, 0, z)
     constant = (grad_log_sum_exp + grad_entropy * times_x / total).unsqueeze(1)
@@ -73,6 +69,5 @@ def token_gradient(
     at_target = (probability * of_every_class).gather(1, index) + (grad_log_prob * others / total).unsqueeze(1)
     at_target = torch.where(counts.unsqueeze(1), at_target, gradient.gather(1, index))
     gradient = gradient.scatter(1, index, at_target)
-    derivative = (1 - unit) * (1 + unit) * logit_scale if softcap else logit_scale
     has_gradient = (grad_log_prob != 0) | (grad_log_sum_exp != 0) | (grad_entropy != 0)
-    return torch.where(has_gradient.unsqueeze(1), gradient * derivative, 0).to(logits.dtype)
+    return torch.where(has_gradient.unsqueeze(1), gradient * transform.derivative(unit), 0).to(logits.dtype)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .class_axis import accumulation_dtype
+from .logit_transform import LogitTransform
 from .registration import MEAN, NONE
 from .row_terms import RowTerms, composite_with_terms
 from .token_statistics import composite as statistics_of_tokens
-from .token_statistics import transformed
 
 __all__ = [
     "LinearLossOptions",
@@ -110,5 +110,5 @@ def composite_statistics(
     with autocast_is_off(input.device.type):
         logits = linear_logits(input, weight, bias)
         with torch.no_grad():
-            argmax = transformed(logits, *options[:2]).argmax(-1)
+            argmax = LogitTransform(*options[:2]).transformed(logits).argmax(-1)
         return (*statistics_of_tokens(options, logits, target), argmax)

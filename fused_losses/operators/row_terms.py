@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..torch_losses import torch_function
 from .class_axis import accumulation_dtype, class_dim, mean_denominator
+from .logit_transform import LogitTransform
 from .registration import MEAN, NONE
-from .token_statistics import refusal_of_scales, transformed
+from .token_statistics import refusal_of_scales
 
 
 class RowTerms(NamedTuple):
@@ -77,7 +78,7 @@ def composite_with_terms(
     """The loss by torch's own operators, in the type of computation."""
     dtype = accumulation_dtype(logits.dtype)
     by_index = not target.is_floating_point()
-    x = transformed(logits.to(dtype), terms.logit_scale, terms.softcap)
+    x = LogitTransform(terms.logit_scale, terms.softcap).transformed(logits.to(dtype))
     target = target.long() if by_index else target.to(dtype)
     losses = torch_function("cross_entropy")(
         x,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .batching import batch_first
 from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
+from .logit_transform import LogitTransform
 from .registration import Operator, call
 
 _Options = tuple[float, float, int]  # logit_scale, softcap (0: none), ignore_index
@@ -40,17 +41,10 @@ def refusal_of_scales(logits: Tensor, logit_scale: float, softcap: float) -> str
     return "logit_scale or softcap is no normal number in the type of computation"
 
 
-def transformed(logits: Tensor, logit_scale: float, softcap: float) -> Tensor:
-    """What softmax is taken of."""
-    if softcap:
-        return softcap * torch.tanh(logits * (logit_scale / softcap))
-    return logits if logit_scale == 1 else logits * logit_scale
-
-
 def composite(options: _Options, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability, log-sum-exp and entropy by torch's own operators, in the type of computation."""
     logit_scale, softcap, ignore_index = options
-    x = transformed(logits.to(accumulation_dtype(logits.dtype)), logit_scale, softcap)
+    x = LogitTransform(logit_scale, softcap).transformed(logits.to(accumulation_dtype(logits.dtype)))
     log_p = torch.log_softmax(x, -1)
     counts = target != ignore_index
     index = torch.where(counts, target, 0).long().unsqueeze(-1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fused_losses
-from benchmarks import capabilities, linear_cross_entropy, row_terms, tokens
+from benchmarks import capabilities, linear_cross_entropy, linear_peers, row_terms, tokens
 from benchmarks.cpu_device import CpuDevice
 from benchmarks.import_time import import_seconds
 from benchmarks.measure import Task
@@ -64,6 +64,23 @@ def test_the_loss_of_a_linear_layer_is_measured_beside_torchs(capsys):
     linear_cross_entropy.main(["--rounds", "1", "--shape", "20x4x30/50", "--emulated"])
     printed = capsys.readouterr().out
     assert "20x4x30/50" in printed and "bfloat16" in printed and "products" in printed
+
+
+def test_other_packages_losses_of_a_linear_layer_stand_beside_ours_or_say_why_not(capsys, monkeypatch):
+    def of_torch(input, weight, target):
+        return torch.nn.functional.cross_entropy(input @ weight.t(), target)
+
+    def missing():
+        raise ImportError("it is not installed\nat all")
+
+    monkeypatch.setattr(linear_peers, "PEERS", {"present": lambda: of_torch, "missing": missing})
+    arguments = ["--rounds", "1", "--shape", "20x4x30/50", "--dtype", "float32", "--peers"]
+    linear_cross_entropy.main(arguments)
+    printed = capsys.readouterr().out
+    assert "without missing: ImportError: it is not installed\n" in printed and "present" in printed
+    monkeypatch.setattr(linear_peers, "PEERS", {"wrong": lambda: lambda *problem: of_torch(*problem) * 1.01})
+    with pytest.raises(RuntimeError, match=r"wrong differs from torch, unfused in the loss by 0\.01"):
+        linear_cross_entropy.main(arguments)
 
 
 def test_the_options_beyond_torchs_are_timed_beside_the_plain_loss_and_their_composition(capsys):

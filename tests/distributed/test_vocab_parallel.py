@@ -46,8 +46,31 @@ def test_a_spread_vocabulary(name, num_ranks, outcomes):
         assert errors.get(name, "a case before it failed") == ""
 
 
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.group.WORLD.group_name
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_the_operators_are_described_to_torch(reduction, one_process):
+    """Shapes, types and strides of the fakes, schemas, derivatives: of the operators and, by these, their backwards."""
+    logits, target = torch.randn(3, 5, requires_grad=True), torch.tensor([0, -100, 4])
+    hidden, linear_weight, bias, u = (torch.randn(size, requires_grad=True) for size in ((3, 2), (5, 2), (5,), (3,)))
+    options = (one_process, None, -100, 0.1, reduction, 0.7, 5.0, 0.1)
+    calls = {
+        "cross_entropy": (logits, target, torch.rand(5), u, *options),
+        "linear_cross_entropy": (hidden, linear_weight, bias, target, None, u, True, *options),
+        "token_statistics": (logits, target, one_process, 0, -100, 0.7, None),
+    }
+    for name, arguments in calls.items():
+        operator = getattr(torch.ops.fused_losses, f"vocab_parallel_{name}").default
+        torch.library.opcheck(operator, arguments)
+
+
 @pytest.mark.parametrize("option", ["logit_scale", "softcap"])
-def test_a_scale_that_is_to_be_learned_is_refused(option):
+def test_a_scale_that_is_to_be_learned_is_refused(option, one_process):
     """Before anything is sent: its gradient would be lost without a word."""
     logits, target = torch.randn(3, 5), torch.tensor([0, 2, 4])
     calls = {
@@ -55,14 +78,9 @@ def test_a_scale_that_is_to_be_learned_is_refused(option):
         distributed.vocab_parallel_token_statistics: (logits, target),
         distributed.vocab_parallel_linear_cross_entropy: (torch.randn(3, 2), torch.randn(5, 2), target),
     }
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        for function, arguments in calls.items():
-            with pytest.raises(TypeError, match="learned"):
-                function(*arguments, **{option: torch.nn.Parameter(torch.tensor(2.0))})
-    finally:
-        torch.distributed.destroy_process_group()
+    for function, arguments in calls.items():
+        with pytest.raises(TypeError, match="learned"):
+            function(*arguments, **{option: torch.nn.Parameter(torch.tensor(2.0))})
 
 
 @pytest.mark.slow

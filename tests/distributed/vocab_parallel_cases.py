@@ -32,6 +32,7 @@ from sharded import (
     torchs_loss,
 )
 from torch import Tensor
+from torch._dynamo.backends.registry import lookup_backend
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
@@ -643,22 +644,67 @@ def token_weights_have_a_gradient(rank: int) -> None:
     torch.testing.assert_close(weights[0].grad, weights[1].grad)
 
 
+def check_compiled(step: Callable[..., Tensor], leaves: list[Tensor], backend: str) -> list[str]:
+    """A graph has no break and the bits of eager mode; the operators in it."""
+    torch.compiler.reset()
+    held: list[str] = []
+
+    def note(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        held.extend(str(node.target) for node in graph.graph.nodes if "vocab_parallel" in str(node.target))
+        return lookup_backend(backend)(graph, inputs)
+
+    found = []
+    for function in (step, torch.compile(step, backend=note, fullgraph=True)):
+        own = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+        loss = function(*own)
+        loss.backward(torch.ones_like(loss))
+        found.append([loss.detach(), *(leaf.grad for leaf in own)])
+    for eager, compiled in zip(*found, strict=True):
+        assert torch.equal(eager, compiled), backend
+    return held
+
+
 @case_of(2)
-def compiled_code_leaves_its_graph(rank: int) -> None:
+def a_compiled_graph_holds_the_operators(rank: int) -> None:
+    """Uneven shards give the ranks different sizes to plan for; what they send must come in one order."""
+    shards = Shards((300, 3), rank)
+    logits, target = problem(shards)
+    layer = [torch.randn(7, 64), *(x[shards.mine] for x in torch.randn(shards.num_classes, 65).split((64, 1), 1))]
+    weight = torch.rand(shards.num_classes)[shards.mine]
+    options: list[dict[str, Any]] = [
+        {"reduction": "none"},
+        {"label_smoothing": 0.1, "weight": weight},
+        {"lse_square_scale": 0.1, "logit_scale": -2, "softcap": 5.0},
+    ]
+
+    def step(x: Tensor, h: Tensor, w: Tensor, b: Tensor, u: Tensor) -> Tensor:
+        results = []
+        for i, each in enumerate(options):
+            each = {**each, "token_weight": u}
+            results.append(vocab_parallel_cross_entropy(x * 2, target, **each))
+            results.append(vocab_parallel_linear_cross_entropy(h * (i + 1), w, target, linear_bias=b[:, 0], **each))
+        results += vocab_parallel_token_statistics(x + 1, target, softcap=5.0)[:3]
+        return torch.cat([result.view(-1) for result in results])
+
+    leaves = [logits[:, shards.mine], *layer, torch.randn(7)]
+    names = ["cross_entropy", "linear_cross_entropy"] * 3 + ["token_statistics"]
+    for backend in ("aot_eager", "inductor"):
+        held = check_compiled(step, leaves, backend)
+        assert [name.removeprefix("fused_losses.vocab_parallel_").split(".")[0] for name in held] == names
+
+
+@case_of(2)
+def errors_inside_compiled_graphs(rank: int) -> None:
+    """Of one rank's arguments, which the trace might have raised there alone, and of all ranks' targets."""
     shards = layouts(rank)[1]
     logits, target = problem(shards)
-    hidden, linear_weight = torch.randn(7, 4), torch.randn(shards.num_classes, 4)[shards.mine]
-
-    def step(x: Tensor, h: Tensor) -> Tensor:
-        loss = vocab_parallel_cross_entropy(x * 2, target, softcap=4.0)
-        entropy = vocab_parallel_token_statistics(x + 1, target).entropy.mean()
-        return loss - entropy + vocab_parallel_linear_cross_entropy(h.tanh(), linear_weight, target)
-
-    leaves = [[logits[:, shards.mine].clone().requires_grad_(), hidden.clone().requires_grad_()] for _ in range(2)]
-    step(*leaves[0]).backward()
-    torch.compile(step, backend="eager")(*leaves[1]).backward()
-    for eager, compiled in zip(*leaves, strict=True):
-        assert torch.equal(eager.grad, compiled.grad)
+    local = logits[:, shards.mine]
+    compiled = torch.compile(vocab_parallel_cross_entropy, backend="aot_eager", fullgraph=True)
+    token_weight = torch.ones(6 if rank == 1 else 7)
+    error = raised(lambda: compiled(local, target, token_weight=token_weight))
+    assert error[0] is (ValueError if rank == 1 else RuntimeError), error
+    target[1] = shards.num_classes
+    assert raised(lambda: compiled(local, target)) == (IndexError, f"Target {shards.num_classes} is out of bounds.")
 
 
 @case

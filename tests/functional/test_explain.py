@@ -76,6 +76,61 @@ def test_options_and_surroundings_are_part_of_the_call():
         assert "without a gradient" in explain(CROSS_ENTROPY.ours, logits.requires_grad_(), target)
 
 
+def linear_layer(requires_grad=True):
+    hidden, weight = torch.randn(6, 3), torch.randn(5, 3, requires_grad=requires_grad)
+    return hidden, weight, torch.randint(5, (6,))
+
+
+LINEAR = fused_losses.functional.linear_cross_entropy
+
+
+@pytest.mark.parametrize(
+    "module", [fused_losses.LinearCrossEntropyLoss, getattr(torch.nn, "LinearCrossEntropyLoss", None)]
+)
+def test_a_linear_layer_that_a_kernel_takes(module):
+    hidden, weight, target = linear_layer()
+    cpu = f"kernel of linear_cross_entropy: CPU, {fused_losses._C.cpu_capability()}"
+    assert fused_losses.explain(LINEAR, hidden, weight, target) == f"{cpu}, with its gradient"
+    words = fused_losses.explain(LINEAR, hidden, weight, target, reduction="none", softcap=5.0)
+    assert words == f"{cpu}, the backward computes the gradient"
+    assert fused_losses.explain(LINEAR, *linear_layer(False)) == f"{cpu}, without a gradient"
+    head = module(3, 2, out_features=(2, 2), bias=True)
+    assert fused_losses.explain(head, hidden, torch.randint(2, (6, 2, 2))) == f"{cpu}, with its gradient"
+    weighted = module(3, 5, weight=torch.ones(5, dtype=torch.float64))
+    assert "the weight's type is not the input's" in fused_losses.explain(weighted, hidden, target)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda h, w, t: (h, w, t, {"reduction": "median"}), "the reduction is none of"),
+        (lambda h, w, t: (h, w.double(), t, {}), "input, weight and bias are of several types"),
+        (lambda h, w, t: (h, w, t[:2], {}), "the target's shape does not fit"),
+        (lambda h, w, t: (h, w, torch.rand(6, 5, requires_grad=True), {}), "a target or weight requires a gradient"),
+        (lambda h, w, t: (h, w, t, {"logit_scale": 1e-45}), "no normal number"),
+        (lambda h, w, t: (h.to("meta"), w.to("meta"), t.to("meta"), {}), "no kernels for meta tensors"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_linear_layer_that_torch_takes(change, words):
+    *arguments, options = change(*linear_layer())
+    said = fused_losses.explain(LINEAR, *arguments, **options)
+    assert said.startswith("torch's own linear_cross_entropy: ") and words in said
+
+
+def test_what_is_said_of_a_linear_layer_is_what_happens():
+    hidden, weight, target = linear_layer()
+    said = []
+
+    def loss(hidden):
+        said.append(fused_losses.explain(LINEAR, hidden, weight, target))
+        return LINEAR(hidden, weight, target)
+
+    torch.func.grad(loss)(hidden)
+    (route,) = fused_losses.routes()["linear_cross_entropy"]
+    assert said == [f"torch's own linear_cross_entropy: {route.removeprefix('torch: ')}"]
+
+
 def test_what_is_no_loss_is_a_type_error():
     for function in (F.mse_loss, torch.nn.MSELoss(), print):
         with pytest.raises(TypeError, match="is none of"):

@@ -1,6 +1,7 @@
 """Cross-entropy of a linear layer by chunks of rows, against the layer and the loss apart, in float64."""
 
 import itertools
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_losses
 from fused_losses.autograd import linear_chunks
-from fused_losses.autograd.linear_chunks import CHUNK_BYTES, LinearChunks, rows_of_chunk
+from fused_losses.autograd.linear_chunks import CHUNK_BYTES, OVERWRITTEN_BYTES, LinearChunks, rows_of_chunk
+from fused_losses.autograd.row_losses import RowLoss
 from fused_losses.functional import linear_cross_entropy
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -445,33 +447,48 @@ def test_autocast_has_the_rules_of_the_layer_and_of_the_loss(backward_inside, dt
         assert (our - exact_).abs().amax() <= (torchs_ - exact_).abs().amax() + 1e-6 * largest
 
 
-OPERATOR = "fused_losses.linear_cross_entropy_prepared.default"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("extras", [{}, EXTRAS[-1]], ids=str)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_compiled_graph_has_no_break_and_holds_the_operator(reduction, extras, dtype):
+def check_compiled(loss, leaves, operator, dynamic=None):
+    """A graph without a break, with this operator, and the loss and gradients of eager mode, to the bit."""
     torch.compiler.reset()
-    leaves, target = layer(dtype=dtype), indices()
     graphs = []
 
     def backend(graph, inputs):
         graphs.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
+    compiled = torch.compile(loss, backend=backend, fullgraph=True, dynamic=dynamic)
+    assert torch.equal(compiled(*leaves), loss(*leaves))
+    found, expected = (torch.autograd.grad(f(*leaves).sum() * 3, leaves) for f in (compiled, loss))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    with torch.no_grad():
+        assert torch.equal(compiled(*leaves), loss(*leaves))
+    targets = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert f"fused_losses.{operator}.default" in targets
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("extras", [{}, EXTRAS[-1]], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_compiled_graph_has_no_break_and_holds_the_operator(reduction, extras, dtype):
+    leaves, target = layer(dtype=dtype), indices()
+
     def loss(*leaves):
         options = {"linear_bias": leaves[2], "reduction": reduction, **extras}
-        return linear_cross_entropy(leaves[0] * 2, leaves[1], target, **options).sum() * 3
+        return linear_cross_entropy(leaves[0] * 2, leaves[1], target, **options)
 
-    compiled = torch.compile(loss, backend=backend, fullgraph=True)
-    torch.testing.assert_close(compiled(*leaves), loss(*leaves))
-    found, expected = (torch.autograd.grad(f(*leaves), leaves) for f in (compiled, loss))
-    torch.testing.assert_close(found, expected)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(*leaves), loss(*leaves))
-    holds = any(str(node.target) == OPERATOR for graph in graphs for node in graph.graph.nodes)
-    assert holds == (reduction != "none")
+    check_compiled(loss, leaves, f"linear_cross_entropy_{'recomputed' if reduction == 'none' else 'prepared'}")
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_compiled_graph_differentiates_the_weights_of_tokens(reduction, dynamic):
+    leaves, target = layer(), indices()
+    token_weight = torch.linspace(-1, 1, len(target), dtype=leaves[0].dtype).requires_grad_()
+
+    def loss(input, weight, token_weight):
+        return linear_cross_entropy(input, weight, target, token_weight=token_weight, reduction=reduction)
+
+    check_compiled(loss, [*leaves[:2], token_weight], "linear_cross_entropy_recomputed", dynamic)
 
 
 def test_the_operator_is_described_to_torch():
@@ -481,6 +498,12 @@ def test_the_operator_is_described_to_torch():
     torch.library.opcheck(
         torch.ops.fused_losses.linear_cross_entropy_prepared.default, arguments, test_utils=everything
     )
+    token_weight = torch.rand(len(target), dtype=torch.float64, requires_grad=True)
+    for reduction in (0, 1):
+        options = (None, 9, reduction, -100, 0.1, 1.0, 5.0, 0.1, torch.float64)
+        for tensors, wants in (((*leaves, target, None, None), False), ((*leaves, target, None, token_weight), True)):
+            operator = torch.ops.fused_losses.linear_cross_entropy_recomputed.default
+            torch.library.opcheck(operator, (*tensors, wants, *options), test_utils=everything)
 
 
 def test_modes_and_subclasses_see_the_operators():
@@ -518,12 +541,56 @@ def test_options_choose_the_rows_of_a_chunk(options, monkeypatch):
     assert seen == [3, 3, 3, 2] if options is BY_THREES else seen == [4, 4, 3]
 
 
+@pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyOptions"), reason="this torch has no such options")
+@pytest.mark.parametrize(
+    ("method", "size", "extras"),
+    [
+        ("aspect_ratio", 5, {}),
+        ("aspect_ratio", 8, {}),  # what the method says
+        ("auto", 5, {}),
+        (None, 5, {}),
+        ("aspect_ratio", 5, {"label_smoothing": 0.1}),  # torch looks at no options then
+    ],
+)
+def test_a_size_and_a_method_that_disagree_are_torchs_error(method, size, extras):
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=size, chunking_method=method)
+    leaves, target = layer(), indices()
+    outcomes = []
+    for function in (linear_cross_entropy, torch.nn.functional.linear_cross_entropy):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                function(*leaves[:2], target, options=options, **extras)
+            outcomes.append(None)
+        except ValueError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+    assert (outcomes[0] is not None) == ((method, size, extras) == ("aspect_ratio", 5, {}))
+
+
+@pytest.mark.parametrize("with_token_weight", [False, True])
+@pytest.mark.parametrize("of_target", [indices, probabilities])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradients_that_take_the_place_of_the_logits(reduction, of_target, with_token_weight, monkeypatch):
+    monkeypatch.setattr(linear_chunks, "CHUNK_BYTES", 0)
+    made = []
+    monkeypatch.setattr(RowLoss, "sum_and_gradient", lambda *arguments: made.append(arguments))
+    options = {"reduction": reduction, "label_smoothing": 0.1, "weight": torch.rand(9, dtype=torch.float64)}
+    target = of_target()
+    if with_token_weight:
+        options["token_weight"] = torch.rand(len(target), dtype=torch.float64)
+    check(layer(), target, **options)
+    assert not made
+
+
 @pytest.mark.parametrize(
     ("num_rows", "num_logits", "rows"),
     [
         (2048, 32000, 416),  # 500 fit, 496 of them by sixteens, so five chunks, and these are equal
-        (16384, 100000, 160),
-        (512, 128256, 112),
+        (16384, 100000, 288),  # 160 in 64 MB are too few
+        (512, 128256, 176),
+        (120, 128256, 120),  # one chunk of 64 MB
+        (1024, 62500, 256),  # just enough
         (100, 32000, 100),  # one chunk
         (0, 32000, 1),
         (10**6, 10, 10**6),
@@ -532,7 +599,8 @@ def test_options_choose_the_rows_of_a_chunk(options, monkeypatch):
 )
 def test_the_rows_of_a_chunk(num_rows, num_logits, rows):
     assert rows_of_chunk(num_rows, num_logits, 4) == rows
-    assert rows <= 16 or rows * num_logits * 4 <= CHUNK_BYTES
+    fit = CHUNK_BYTES // (num_logits * 4)
+    assert rows <= 16 or rows * num_logits * 4 <= (CHUNK_BYTES if fit >= min(num_rows, 256) else OVERWRITTEN_BYTES)
 
 
 def test_errors():
@@ -566,10 +634,13 @@ def test_the_most_that_a_step_holds_is_two_chunks(monkeypatch):
     from benchmarks.cpu_device import CpuDevice
 
     device = CpuDevice()
-    for dtype, reduction in itertools.product([torch.float32, torch.bfloat16], ["mean", "none"]):
-        input, weight = torch.randn(3000, 8).to(dtype), torch.randn(20000, 8).to(dtype)
+    sizes = [(3000, 20000), (600, 100_000)]  # two tensors for a chunk, and one
+    for dtype, reduction, (num_rows, num_classes) in itertools.product(
+        [torch.float32, torch.bfloat16], ["mean", "none"], sizes
+    ):
+        input, weight = torch.randn(num_rows, 8).to(dtype), torch.randn(num_classes, 8).to(dtype)
         leaves = [input.requires_grad_(), weight.requires_grad_()]
-        target = torch.randint(20000, (3000,))
+        target = torch.randint(num_classes, (num_rows,))
 
         def step(leaves=leaves, target=target, reduction=reduction):
             loss = linear_cross_entropy(*leaves, target, reduction=reduction).sum()
@@ -579,7 +650,7 @@ def test_the_most_that_a_step_holds_is_two_chunks(monkeypatch):
             peak = device.peak_bytes(step)
         gradients = sum(leaf.numel() * (4 + leaf.itemsize) for leaf in leaves)
         assert peak is not None
-        assert peak - gradients <= 2 * CHUNK_BYTES + 5e6 < 3000 * 20000 * 4
+        assert peak - gradients <= 2 * CHUNK_BYTES + 5e6 < num_rows * num_classes * 4
 
 
 @pytest.mark.parametrize("heads", [1, 2])

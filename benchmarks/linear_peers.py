@@ -1,0 +1,71 @@
+"""Other packages' losses of a linear layer that run on a CPU, each called as its own code calls it.
+
+* cut-cross-entropy's ``torch_compile`` implementation: all logits, of the rows that count, in one compiled function.
+  Its kernels are Triton's, for a GPU.
+* torchtune's ``CEWithChunkedOutputLoss``: the layer and the loss on eight chunks of the rows, whose logits stay until
+  the backward.
+* TRL's ``ChunkedLogProbFunction``: blocks of rows and classes, computed again in the backward; by torch's operators
+  where Triton does not run, and there of every row, as ``SFTTrainer`` calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["PEERS", "LinearLoss", "load_peers"]
+
+LinearLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of input, weight and target with -100 for what is ignored: the mean."""
+
+_TORCHTUNES_CHUNKS = 8  # its default
+
+
+def _cut_cross_entropy() -> LinearLoss:
+    from cut_cross_entropy.torch_compile import torch_compile_linear_cross_entropy
+
+    function: LinearLoss = torch_compile_linear_cross_entropy
+    return function
+
+
+def _torchtune() -> LinearLoss:
+    from torchtune.modules.loss import CEWithChunkedOutputLoss
+
+    loss = CEWithChunkedOutputLoss(num_output_chunks=_TORCHTUNES_CHUNKS)
+
+    def function(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        logits = [F.linear(chunk, weight) for chunk in input.unsqueeze(0).chunk(_TORCHTUNES_CHUNKS, dim=1)]
+        mean: Tensor = loss(logits, target.unsqueeze(0))
+        return mean
+
+    return function
+
+
+def _trl() -> LinearLoss:
+    from trl.kernels import ChunkedLogProbFunction
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
+
+    def function(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        counts = target != -100
+        options = (1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, ())
+        log_prob = ChunkedLogProbFunction.apply(input, weight, None, target.clamp(min=0), *options)[0]
+        mean: Tensor = -log_prob.masked_fill(~counts, 0).sum() / counts.sum()
+        return mean
+
+    return function
+
+
+PEERS = {"cut-cross-entropy": _cut_cross_entropy, "torchtune": _torchtune, "TRL": _trl}
+
+
+def load_peers() -> tuple[dict[str, LinearLoss], dict[str, str]]:
+    """Those that are installed, and why each of the others is not there."""
+    present, absent = {}, {}
+    for name, load in PEERS.items():
+        try:
+            present[name] = load()
+        except Exception as error:  # whatever another project's import raises is why it is absent
+            absent[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return present, absent
