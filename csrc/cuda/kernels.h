@@ -18,6 +18,7 @@ int64_t cross_entropy(const CrossEntropyParams& params, Stream stream);
 int64_t nll_loss(const NLLLossParams& params, Stream stream);
 int64_t binary_cross_entropy(const BinaryCrossEntropyParams& params, Stream stream);
 int64_t binary_cross_entropy_with_logits(const BinaryCrossEntropyParams& params, Stream stream);
+int64_t sigmoid_focal_loss(const BinaryCrossEntropyParams& params, Stream stream);
 
 // What a mean over index targets divides by, the sum of their weights, and its inverse in the accumulation type. Both
 // lie on the device, and nothing waits for the host to know them.

@@ -211,6 +211,18 @@ FAULTS = {
         "binary_cross_entropy",
         (("plain", "ascending", "sum of block losses[0] is"),),
     ),
+    "focal_loss_forgets_what_is_certain": Fault(
+        (
+            Edit(
+                "core/binary_cross_entropy_formulas.h",
+                "factor * (plain.derivative + steepness * (one - y - y))",
+                "factor * plain.derivative",
+            ),
+        ),
+        "sigmoid_focal_loss.cu",
+        "binary_cross_entropy",
+        (("plain", "ascending", "gradient[0] is"),),
+    ),
     "scaled_packet_past_the_end": Fault(
         edit("reductions.cu", "first + kElements <= scale.num_elements", "first < scale.num_elements"),
         "reductions.cu",
