@@ -18,8 +18,6 @@ _NUM_SAVED = 4
 
 def refusal(logits: Tensor, target: Tensor, logit_scale: float, softcap: float, ignore_index: int) -> str | None:
     """Why the kernels do not compute these statistics, or ``None``."""
-    if not logits.is_cpu:
-        return "there are no kernels for tokens on this device"
     if logits.dtype not in FLOAT_DTYPES or logits.dim() == 0:
         return "the logits are no floating-point tensor with a class axis"
     if target.dtype not in INDEX_DTYPES or target.shape != logits.shape[:-1]:

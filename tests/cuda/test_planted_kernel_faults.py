@@ -82,7 +82,7 @@ FAULTS = {
     ),
     "rows_belong_to_two_blocks": in_cross_entropy(
         edit(
-            "cross_entropy_row.cuh",
+            "rows.h",
             "first += int64_t(gridDim.x) * kRowsPerBlock",
             "first += kRowsPerBlock",
         ),

@@ -104,7 +104,7 @@ def test_compiled_and_batched(device):
 
     leaf = inputs.clone().requires_grad_()
     torch.compile(loss, fullgraph=True, backend="aot_eager")(leaf, targets).backward()
-    _, gradient = loss_and_gradient(sigmoid_focal_loss, inputs, targets, torch.ones((), device=device), reduction="mean")
+    _, gradient = loss_and_gradient(sigmoid_focal_loss, inputs, targets, inputs.new_ones(()), reduction="mean")
     assert torch.equal(leaf.grad, gradient)
     torch.testing.assert_close(torch.func.grad(loss)(inputs, targets), gradient)
     batched = torch.func.vmap(torch.func.grad(loss))(inputs, targets)
