@@ -3,8 +3,8 @@
 //
 //   kernels ORDER SEED [SECTION [DTYPE]]
 //
-// SECTION: cross_entropy, nll_loss, binary_cross_entropy, reductions, refusals or all. Prints what is not as it should
-// be, and exits with 1.
+// SECTION: cross_entropy, nll_loss, binary_cross_entropy, token_statistics, reductions, refusals or all. Prints what is
+// not as it should be, and exits with 1.
 #include <cstdlib>
 #include <initializer_list>
 #include <stdexcept>
@@ -16,6 +16,7 @@
 #include "kernels/nll_loss.h"
 #include "kernels/reductions.h"
 #include "kernels/refusals.h"
+#include "kernels/token_statistics.h"
 
 namespace fused_losses::kernel_checks {
 namespace {
@@ -76,6 +77,7 @@ constexpr Section kSections[] = {
     {"cross_entropy", [](DType dtype) { CrossEntropyCases(dtype).run(); }},
     {"binary_cross_entropy", check_binary_losses},
     {"nll_loss", check_nll_losses},
+    {"token_statistics", check_token_statistics},
     {"reductions", check_reductions},
     {"refusals", check_refusals},
 };
