@@ -49,8 +49,8 @@ def sigmoid_focal_loss(
         >>> round(loss.item(), 4)
         0.197
 
-    On a GPU torch's own operators compute it. Source: `Focal Loss for Dense Object Detection
-    <https://arxiv.org/abs/1708.02002>`_; names, defaults and errors are torchvision's.
+    Source: `Focal Loss for Dense Object Detection <https://arxiv.org/abs/1708.02002>`_; names, defaults and errors are
+    torchvision's.
     """
     if has_overrides(inputs, targets):
         return handle_torch_function(

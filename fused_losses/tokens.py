@@ -69,7 +69,7 @@ def token_statistics(
         IndexError: a target is neither in :math:`[0, V)` nor ``ignore_index``.
         ValueError: ``softcap`` is not positive, the targets are no integers, or the shapes do not fit.
 
-    On a GPU, and where a mode or a subclass overrides torch's functions, torch's own operators compute the same.
+    Where a mode or a subclass overrides torch's functions, torch's own operators compute the same.
 
     Source: softcap as in `Gemma 2 <https://arxiv.org/abs/2408.00118>`_; derivatives: ``csrc/core/token_statistics.h``.
     """

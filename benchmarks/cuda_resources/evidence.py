@@ -11,6 +11,7 @@ from benchmarks.cuda_resources.machine_code import (
     count_in_ptx,
     disassemble,
     should_be_wide,
+    should_store,
 )
 from benchmarks.cuda_resources.occupancy import Occupancy, occupancy
 from benchmarks.cuda_resources.resources import Resources, parse_resources
@@ -31,7 +32,8 @@ class Evidence:
 
     @property
     def lacks_wide_accesses(self) -> bool:
-        return should_be_wide(self.kernel) and not (self.accesses.wide_loads and self.accesses.wide_stores)
+        lacks_stores = should_store(self.kernel) and not self.accesses.wide_stores
+        return should_be_wide(self.kernel) and (not self.accesses.wide_loads or lacks_stores)
 
 
 def collect(toolchain: Toolchain, units: Sequence[CompiledUnit]) -> list[Evidence]:

@@ -30,9 +30,18 @@ NARROW_BY_DESIGN = re.compile(
 )
 
 
+# What they write is a number of each row.
+READS_ALONE = re.compile(r"token_statistics_kernel<")
+
+
 def should_be_wide(kernel: str) -> bool:
     """By its short name. A new kernel should, unless it is listed."""
     return NARROW_BY_DESIGN.match(kernel) is None
+
+
+def should_store(kernel: str) -> bool:
+    """Whether a kernel that should be wide has something of the logits' size to write."""
+    return READS_ALONE.match(kernel) is None
 
 
 SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+),")

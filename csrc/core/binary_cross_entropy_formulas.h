@@ -6,6 +6,7 @@
 // ProbabilityFormula asks no more than that they are at most -100 at log 0.
 #pragma once
 
+#include "binary_cross_entropy.h"
 #include "host_device.h"
 
 namespace fused_losses {
@@ -22,6 +23,7 @@ struct ValueAndDerivative {
 // Source: the documentation of torch.nn.BCELoss.
 struct ProbabilityFormula {
   static constexpr bool kChecksRange = true;
+  static constexpr bool kTakesWeights = true;
 
   template <class Math, class V = typename Math::V>
   FUSED_LOSSES_HOST_DEVICE static ValueAndDerivative<V> at(V x, V y, V) {
@@ -49,6 +51,7 @@ struct ProbabilityFormula {
 // of torch.nn.BCEWithLogitsLoss.
 struct LogitFormula {
   static constexpr bool kChecksRange = false;
+  static constexpr bool kTakesWeights = true;
 
   template <class Math, class V = typename Math::V>
   FUSED_LOSSES_HOST_DEVICE static ValueAndDerivative<V> at(V x, V y, V pos_weight) {
@@ -77,6 +80,7 @@ struct LogitFormula {
 // Source: Lin et al., Focal Loss for Dense Object Detection (arXiv:1708.02002), section 3; its derivative.
 struct FocalFormula {
   static constexpr bool kChecksRange = false;
+  static constexpr bool kTakesWeights = false;
 
   double alpha;
   double gamma;
@@ -101,6 +105,16 @@ struct FocalFormula {
     return {factor * plain.value, factor * (plain.derivative + steepness * (one - y - y))};
   }
 };
+
+// A formula with what it takes of the call.
+template <class Formula>
+FUSED_LOSSES_HOST_DEVICE inline Formula formula_of(const BinaryCrossEntropyParams& params) {
+  if constexpr (kSameType<Formula, FocalFormula>) {
+    return {params.focal_alpha, params.focal_gamma};
+  } else {
+    return {};
+  }
+}
 
 }  // namespace
 }  // namespace fused_losses

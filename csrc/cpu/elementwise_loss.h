@@ -133,15 +133,6 @@ struct ChunksIf<A, false> {
   };
 };
 
-template <class Formula>
-Formula formula_of(const BinaryCrossEntropyParams& params) {
-  if constexpr (kSameType<Formula, FocalFormula>) {
-    return {params.focal_alpha, params.focal_gamma};
-  } else {
-    return {};
-  }
-}
-
 template <class Formula, class T, class U, bool kWeighted>
 class ElementwiseKernel {
   using A = Accumulation<T>;

@@ -6,6 +6,7 @@
 #include "../core/cross_entropy_formulas.h"
 #include "packet.h"
 #include "reduce.h"
+#include "rows.h"
 
 namespace fused_losses::cuda {
 namespace {
@@ -44,20 +45,6 @@ struct RowStatistics {
     return factor;
   }
 };
-
-// Calls body(position, exists, thread) for every row of the groups of kThreads adjacent threads; `thread` counts within
-// the group. All threads go round equally often, as reductions need every lane: past the last row nothing exists.
-template <int kThreads, int kBlockThreads, class Body>
-__device__ __forceinline__ void for_each_row(int64_t num_rows, const Body& body) {
-  constexpr int kRowsPerBlock = kBlockThreads / kThreads;
-  const int thread = static_cast<int>(threadIdx.x) % kThreads;
-  const int row_in_block = kRowsPerBlock > 1 ? static_cast<int>(threadIdx.x) / kThreads : 0;
-  for (int64_t first = int64_t(blockIdx.x) * kRowsPerBlock; first < num_rows;
-       first += int64_t(gridDim.x) * kRowsPerBlock) {
-    const int64_t position = first + row_in_block;
-    body(position, kRowsPerBlock == 1 || position < num_rows, thread);
-  }
-}
 
 // What one row's target says.
 template <class A>

@@ -1,4 +1,4 @@
-// Binary cross-entropy of either kind: one sweep over input and target.
+// Binary cross-entropy of either kind and the focal loss: one sweep over input and target.
 //
 // Bytes an element: input and target for the loss, the gradient on top of them with the gradient; operands that are
 // broadcast come from the caches.
@@ -140,17 +140,18 @@ __device__ __forceinline__ void load_broadcast(const BroadcastOperand& operand, 
 }
 
 // See Note [Launch bounds].
-template <class T, bool kWeighted>
+template <class T, class Formula, bool kWeighted>
 constexpr int elementwise_registers() {
   if (kWeighted) return kBlackwell ? 128 : sizeof(T) == 4 ? 64 : 80;
-  return kBlackwell || sizeof(T) == 2 ? 64 : 48;
+  // A double's power takes more.
+  return kBlackwell || sizeof(T) == 2 || (sizeof(T) == 8 && kSameType<Formula, FocalFormula>) ? 64 : 48;
 }
 
 // T: input and gradient; U: target, losses and grad_output. Without a weight and a pos_weight a thread takes half the
 // registers, so that twice as many threads are resident.
 template <class T, class U, class Formula, bool kWeighted>
 __global__ void __launch_bounds__(kElementwiseThreads,
-                                  min_blocks(kElementwiseThreads, elementwise_registers<T, kWeighted>()))
+                                  min_blocks(kElementwiseThreads, elementwise_registers<T, Formula, kWeighted>()))
     elementwise_loss_kernel(const __grid_constant__ BinaryCrossEntropyParams params) {
   using A = Accumulation<T>;
   constexpr int kCount = kPacketElements<T>;
@@ -165,6 +166,7 @@ __global__ void __launch_bounds__(kElementwiseThreads,
   const U* grad_outputs = static_cast<const U*>(params.grad_output);
   T* gradients = static_cast<T*>(params.gradient);
   U* losses = static_cast<U*>(params.losses);
+  const Formula formula = formula_of<Formula>(params);
   const auto is_aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % kPacketBytes == 0; };
   double block_loss = 0;
 
@@ -194,7 +196,7 @@ __global__ void __launch_bounds__(kElementwiseThreads,
         FUSED_LOSSES_DEVICE_ASSERT(x[k] >= A(0) && x[k] <= A(1));
         FUSED_LOSSES_DEVICE_ASSERT(y[k] >= A(0) && y[k] <= A(1));
       }
-      const ValueAndDerivative<A> at = Formula::template at<ScalarMath<A>>(x[k], y[k], pos_weight[k]);
+      const ValueAndDerivative<A> at = formula.template at<ScalarMath<A>>(x[k], y[k], pos_weight[k]);
       values[k] = at.value * weight[k];
       derivatives[k] = at.derivative * weight[k] * scale;
       if (k < count) sum += values[k];
@@ -216,9 +218,12 @@ __global__ void __launch_bounds__(kElementwiseThreads,
 template <class T, class U, class Formula>
 int64_t launch_elementwise(const BinaryCrossEntropyParams& params, Stream stream) {
   const int64_t blocks = blocks_for(params.num_elements, int64_t(kElementwiseThreads) * kPacketElements<T>);
-  const bool weighted = params.weight.data != nullptr || params.pos_weight.data != nullptr;
-  launch(weighted ? elementwise_loss_kernel<T, U, Formula, true> : elementwise_loss_kernel<T, U, Formula, false>,
-         {blocks, kElementwiseThreads}, stream, params);
+  auto kernel = elementwise_loss_kernel<T, U, Formula, false>;
+  if constexpr (Formula::kTakesWeights) {
+    const bool weighted = params.weight.data != nullptr || params.pos_weight.data != nullptr;
+    if (weighted) kernel = elementwise_loss_kernel<T, U, Formula, true>;
+  }
+  launch(kernel, {blocks, kElementwiseThreads}, stream, params);
   return blocks;
 }
 

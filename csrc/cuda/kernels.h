@@ -5,6 +5,7 @@
 #include "../core/binary_cross_entropy.h"
 #include "../core/cross_entropy.h"
 #include "../core/nll_loss.h"
+#include "../core/token_statistics.h"
 
 namespace fused_losses::cuda {
 
@@ -18,6 +19,10 @@ int64_t cross_entropy(const CrossEntropyParams& params, Stream stream);
 int64_t nll_loss(const NLLLossParams& params, Stream stream);
 int64_t binary_cross_entropy(const BinaryCrossEntropyParams& params, Stream stream);
 int64_t binary_cross_entropy_with_logits(const BinaryCrossEntropyParams& params, Stream stream);
+int64_t sigmoid_focal_loss(const BinaryCrossEntropyParams& params, Stream stream);
+
+// The statistics of rows of contiguous classes or, where params.gradient is not null, their gradient.
+void token_statistics(const TokenStatisticsParams& params, Stream stream);
 
 // What a mean over index targets divides by, the sum of their weights, and its inverse in the accumulation type. Both
 // lie on the device, and nothing waits for the host to know them.

@@ -33,7 +33,7 @@ __device__ __forceinline__ A max_of_lanes(A value) {
 
 // The kThreads adjacent threads that share a row are a group: lanes of one warp, or a whole block, whose warps count in
 // their order. Every thread gets the result. A barrier comes between what a block writes and what it reads, and between
-// that and its next call of the same function if it calls the other one in between, as every row does.
+// that and its next call of the same function if it calls another one in between, as every row does.
 template <int kThreads, class A>
 __device__ __forceinline__ A max_of_group(A value) {
   constexpr int kLanes = kThreads < kWarpThreads ? kThreads : kWarpThreads;
@@ -45,6 +45,26 @@ __device__ __forceinline__ A max_of_group(A value) {
     if (thread % kWarpThreads == 0) warp_maxima[thread / kWarpThreads] = value;
     __syncthreads();
     value = max_of_lanes<kWarps>(warp_maxima[thread % kWarps]);
+  }
+  return value;
+}
+// The least of the group's numbers; for the calls' order see max_of_group.
+template <int kThreads>
+__device__ __forceinline__ int64_t min_of_group(int64_t value) {
+  const auto lesser = [](int64_t a, int64_t b) { return a < b ? a : b; };
+#pragma unroll
+  for (int distance = kWarpThreads / 2; distance > 0; distance /= 2) {
+    value = lesser(value, __shfl_xor_sync(kWholeWarp, value, distance));
+  }
+  if constexpr (kThreads > kWarpThreads) {
+    constexpr int kWarps = kThreads / kWarpThreads;
+    FUSED_LOSSES_SHARED(int64_t, warp_minima, kWarps);
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread % kWarpThreads == 0) warp_minima[thread / kWarpThreads] = value;
+    __syncthreads();
+    value = warp_minima[0];
+#pragma unroll
+    for (int warp = 1; warp < kWarps; ++warp) value = lesser(value, warp_minima[warp]);
   }
   return value;
 }

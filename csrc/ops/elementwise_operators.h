@@ -179,4 +179,38 @@ struct BinaryCrossEntropyWithLogitsOperators {
   }
 };
 
+template <class Call>
+struct SigmoidFocalLossOperators {
+  static inline const std::optional<Tensor> kNoWeight;
+
+  struct FocalCall : Call {
+    FocalCall(const Tensor& logits, const Tensor& target, double alpha, double gamma, int64_t reduction)
+        : Call({logits, target, kNoWeight, kNoWeight}, reduction) {
+      this->params.focal_alpha = alpha;
+      this->params.focal_gamma = gamma;
+    }
+  };
+
+  static Tensor loss(const Tensor& logits, const Tensor& target, double alpha, double gamma, int64_t reduction) {
+    FocalCall call(logits, target, alpha, gamma, reduction);
+    call.params.mode = ElementwiseMode::Loss;
+    return call.run_to_loss();
+  }
+
+  static Tensor backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target, double alpha,
+                         double gamma, int64_t reduction) {
+    FocalCall call(logits, target, alpha, gamma, reduction);
+    call.use_grad_output(grad_output);
+    Tensor gradient = call.new_gradient();
+    call.params.mode = ElementwiseMode::Backward;
+    call.run();
+    return gradient;
+  }
+
+  static void implement(torch::stable::detail::StableLibrary& library) {
+    library.impl("sigmoid_focal_loss", TORCH_BOX(&loss));
+    library.impl("sigmoid_focal_loss_backward", TORCH_BOX(&backward));
+  }
+};
+
 }  // namespace fused_losses

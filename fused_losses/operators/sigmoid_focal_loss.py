@@ -20,8 +20,6 @@ _Options = tuple[float, float, int]  # alpha (-1: none), gamma, reduction
 
 def refusal(logits: Tensor, target: Tensor) -> str | None:
     """Why the kernels do not compute this loss, or ``None``."""
-    if not logits.is_cpu:
-        return "there are no kernels for the focal loss on this device"
     return refusal_of_elementwise(logits, target.dtype, target)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._cuda import is_cuda_available
 from .batching import batch_first
 from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
 from .logit_transform import LogitTransform
@@ -15,11 +16,12 @@ from .registration import Operator, call
 
 _Options = tuple[float, float, int]  # logit_scale, softcap (0: none), ignore_index
 _NUM_SAVED = 4
+_HAS_CUDA = is_cuda_available()
 
 
 def refusal(logits: Tensor, target: Tensor, logit_scale: float, softcap: float, ignore_index: int) -> str | None:
     """Why the kernels do not compute these statistics, or ``None``."""
-    if not logits.is_cpu:
+    if not (logits.is_cpu or (_HAS_CUDA and logits.is_cuda)):
         return "there are no kernels for tokens on this device"
     if logits.dtype not in FLOAT_DTYPES or logits.dim() == 0:
         return "the logits are no floating-point tensor with a class axis"

@@ -10,6 +10,7 @@ from losses import BINARY_CROSS_ENTROPY, BINARY_CROSS_ENTROPY_WITH_LOGITS, CROSS
 from parity import run
 
 from fused_losses import _ops
+from fused_losses.functional import token_statistics
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +104,24 @@ def test_rows_two_to_the_31_elements_apart():
     ours = run(CROSS_ENTROPY.ours, logits, target)
     torch.testing.assert_close(ours.loss, expected.loss)
     torch.testing.assert_close(ours.gradient, expected.gradient)
+
+
+@pytest.mark.parametrize("index", [5, -1, 2**40])
+def test_a_token_out_of_range_stops_the_kernel(index):
+    logits, target = torch.randn(7, 5), torch.randint(5, (7,))
+    bad = target.clone()
+    bad[2] = index
+    with pytest.raises(RuntimeError, match="device-side assert triggered"):
+        token_statistics(logits, bad)
+    assert token_statistics(logits, target).log_prob.isfinite().all()
+
+
+@pytest.mark.parametrize("num_classes", [40, 3000])
+def test_statistics_of_a_token_alone_and_in_a_batch(num_classes):
+    """Of rows that begin aligned, for a warp and for a block: the same bits."""
+    logits, target = torch.randn(9, num_classes), torch.randint(num_classes, (9,))
+    together = token_statistics(logits, target)
+    for row in (0, 4, 8):
+        alone = token_statistics(logits[row : row + 1], target[row : row + 1])
+        for one, all_of_them in zip(alone, together, strict=True):
+            assert torch.equal(one[0], all_of_them[row])

@@ -39,6 +39,10 @@ def in_cross_entropy(edits: tuple[Edit, ...], *found: tuple[str, str, str]) -> F
     return Fault(edits, "cross_entropy_float32.cu", "cross_entropy", found)
 
 
+def in_token_statistics(edits: tuple[Edit, ...], *found: tuple[str, str, str]) -> Fault:
+    return Fault(edits, "token_statistics.cu", "token_statistics", found)
+
+
 FAULTS = {
     # Barriers and lanes
     "sums_of_warps_are_read_too_early": in_cross_entropy(
@@ -82,7 +86,7 @@ FAULTS = {
     ),
     "rows_belong_to_two_blocks": in_cross_entropy(
         edit(
-            "cross_entropy_row.cuh",
+            "rows.h",
             "first += int64_t(gridDim.x) * kRowsPerBlock",
             "first += kRowsPerBlock",
         ),
@@ -210,6 +214,43 @@ FAULTS = {
         "binary_cross_entropy_with_logits.cu",
         "binary_cross_entropy",
         (("plain", "ascending", "sum of block losses[0] is"),),
+    ),
+    "focal_loss_forgets_what_is_certain": Fault(
+        (
+            Edit(
+                "core/binary_cross_entropy_formulas.h",
+                "factor * (plain.derivative + steepness * (one - y - y))",
+                "factor * plain.derivative",
+            ),
+        ),
+        "sigmoid_focal_loss.cu",
+        "binary_cross_entropy",
+        (("plain", "ascending", "gradient[0] is"),),
+    ),
+    # Statistics of tokens
+    "sum_of_z_keeps_its_old_maximum": in_token_statistics(
+        edit("token_statistics.cu", "factor * (times_x + change * others)", "factor * times_x"),
+        ("plain", "ascending", "entropy[0] is"),
+    ),
+    "largest_of_a_packet_is_the_last": in_token_statistics(
+        edit("token_statistics.cu", "int k = kElements - 1; k >= 0; --k", "int k = 0; k < kElements; ++k"),
+        ("plain", "ascending", "argmax[0] is"),
+    ),
+    "tokens_target_stays_in_the_sum": in_token_statistics(
+        edit("token_statistics.cu", "k == hole ? A(0) : exponentials[k]", "exponentials[k]"),
+        ("plain", "ascending", "sum of the others[0] is"),
+    ),
+    "largest_is_taken_for_smaller_ones_too": in_token_statistics(
+        edit("token_statistics.cu", "sums.max_key == max_key ? sums.first_of_max : kNoClass", "sums.first_of_max"),
+        ("plain", "ascending", "argmax[0] is"),
+    ),
+    "minima_of_warps_are_read_too_early": in_token_statistics(
+        edit(
+            "reduce.h",
+            "warp_minima[thread / kWarpThreads] = value;\n    __syncthreads();",
+            "warp_minima[thread / kWarpThreads] = value;",
+        ),
+        ("thread", "ascending", RACE),
     ),
     "scaled_packet_past_the_end": Fault(
         edit("reductions.cu", "first + kElements <= scale.num_elements", "first < scale.num_elements"),

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cuda_resources.kernel_names import natural_order, short_name
-from benchmarks.cuda_resources.machine_code import GlobalAccesses, count_in_machine_code, count_in_ptx, should_be_wide
+from benchmarks.cuda_resources.machine_code import (
+    GlobalAccesses,
+    count_in_machine_code,
+    count_in_ptx,
+    should_be_wide,
+    should_store,
+)
 from benchmarks.cuda_resources.occupancy import LIMITS, occupancy
 from benchmarks.cuda_resources.resources import Resources, parse_max_threads, parse_resources
 from benchmarks.cuda_resources.toolchain import find_program
@@ -111,6 +117,11 @@ def test_numbers_in_names_are_sorted_by_value():
 )
 def test_kernels_that_should_be_wide(kernel, wide):
     assert should_be_wide(kernel) == wide
+
+
+def test_kernels_that_only_read_need_no_wide_stores():
+    assert not should_store("token_statistics_kernel<float, 32, false>")
+    assert should_store("token_statistics_backward_kernel<float, 32, false>")
 
 
 def kernel(threads, registers, shared_bytes=0):

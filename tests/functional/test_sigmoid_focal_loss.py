@@ -35,7 +35,7 @@ def loss_and_gradient(function, inputs, targets, grad_output, **options):
 
 def check(inputs, targets, **options):
     shape = inputs.shape if options.get("reduction", "none") == "none" else ()
-    grad_output = torch.randn(shape).to(targets.dtype)
+    grad_output = torch.randn(shape).to(targets)
     computation = torch.float64 if inputs.dtype == torch.float64 else torch.float32
     ours = loss_and_gradient(sigmoid_focal_loss, inputs, targets, grad_output, **options)
     theirs, exact = (
@@ -52,40 +52,42 @@ def check(inputs, targets, **options):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_loss_and_gradient(dtype, shape):
-    inputs = (torch.randn(shape) * 4).to(dtype)
-    hard, soft = torch.randint(2, shape).to(dtype), torch.rand(shape).to(dtype)
+def test_loss_and_gradient(device, dtype, shape):
+    inputs = (torch.randn(shape) * 4).to(device, dtype)
+    hard, soft = torch.randint(2, shape).to(inputs), torch.rand(shape).to(inputs)
     for alpha, gamma, reduction in itertools.product((0.25, -1), (2, 0, 0.5, 1), ("none", "mean", "sum")):
         for targets in (hard, soft):
             check(inputs, targets, alpha=alpha, gamma=gamma, reduction=reduction)
 
 
-def test_float32_targets_of_16_bit_logits():
-    inputs, targets = torch.randn(5, 91).bfloat16(), torch.randint(2, (5, 91)).float()
+def test_float32_targets_of_16_bit_logits(device):
+    inputs = torch.randn(5, 91, device=device).bfloat16()
+    targets = torch.randint(2, (5, 91), device=device).float()
     loss = sigmoid_focal_loss(inputs, targets, reduction="sum")
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, reference(inputs.float(), targets, reduction="sum"))
 
 
 @pytest.mark.parametrize("value", [20.0, 80.0, 200.0, float("inf")])
-def test_certain_logits(value):
+def test_certain_logits(device, value):
     """Where nothing is left of the loss, and where all is."""
-    inputs = torch.tensor([value, -value, value, -value], requires_grad=True)
-    targets = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    inputs = torch.tensor([value, -value, value, -value], device=device, requires_grad=True)
+    targets = torch.tensor([1.0, 0.0, 0.0, 1.0], device=device)
     losses = sigmoid_focal_loss(inputs, targets, alpha=-1)
     losses.sum().backward()
-    torch.testing.assert_close(losses.detach(), torch.tensor([0.0, 0.0, value, value]))
-    torch.testing.assert_close(inputs.grad, torch.tensor([0.0, 0.0, 1.0, -1.0]))
+    torch.testing.assert_close(losses.detach().cpu(), torch.tensor([0.0, 0.0, value, value]))
+    torch.testing.assert_close(inputs.grad.cpu(), torch.tensor([0.0, 0.0, 1.0, -1.0]))
 
 
-def test_nan_stays():
-    inputs = torch.tensor([float("nan"), 1.0])
-    assert_same_non_finite_values(sigmoid_focal_loss(inputs, torch.ones(2)), torch.tensor([float("nan"), 1.0]), "loss")
+def test_nan_stays(device):
+    inputs = torch.tensor([float("nan"), 1.0], device=device)
+    assert_same_non_finite_values(sigmoid_focal_loss(inputs, torch.ones_like(inputs)), inputs, "loss")
 
 
 @pytest.mark.parametrize("gamma", [2.0, 0.5])
-def test_derivatives(gamma):
-    inputs, targets = torch.randn(7, dtype=torch.float64, requires_grad=True), torch.randint(2, (7,)).double()
+def test_derivatives(device, gamma):
+    inputs = torch.randn(7, dtype=torch.float64, device=device, requires_grad=True)
+    targets = torch.randint(2, (7,)).to(inputs)
     for reduction in ("none", "mean"):
 
         def loss(x, reduction=reduction):
@@ -94,15 +96,15 @@ def test_derivatives(gamma):
         assert gradcheck(loss, inputs) and gradgradcheck(loss, inputs)
 
 
-def test_compiled_and_batched():
-    inputs, targets = torch.randn(3, 40), torch.randint(2, (3, 40)).float()
+def test_compiled_and_batched(device):
+    inputs, targets = torch.randn(3, 40, device=device), torch.randint(2, (3, 40), device=device).float()
 
     def loss(x, y):
         return sigmoid_focal_loss(x, y, reduction="mean")
 
     leaf = inputs.clone().requires_grad_()
     torch.compile(loss, fullgraph=True, backend="aot_eager")(leaf, targets).backward()
-    _, gradient = loss_and_gradient(sigmoid_focal_loss, inputs, targets, torch.ones(()), reduction="mean")
+    _, gradient = loss_and_gradient(sigmoid_focal_loss, inputs, targets, inputs.new_ones(()), reduction="mean")
     assert torch.equal(leaf.grad, gradient)
     torch.testing.assert_close(torch.func.grad(loss)(inputs, targets), gradient)
     batched = torch.func.vmap(torch.func.grad(loss))(inputs, targets)
@@ -111,8 +113,8 @@ def test_compiled_and_batched():
     torch.testing.assert_close(tangent, (gradient * inputs).sum())
 
 
-def test_the_target_gets_its_gradient():
-    inputs, targets = torch.randn(9), torch.rand(9)
+def test_the_target_gets_its_gradient(device):
+    inputs, targets = torch.randn(9, device=device), torch.rand(9, device=device)
     gradients = []
     for function in (sigmoid_focal_loss, reference):
         leaf = targets.clone().requires_grad_()
@@ -121,15 +123,15 @@ def test_the_target_gets_its_gradient():
     torch.testing.assert_close(*gradients)
 
 
-def test_strided_and_empty():
-    inputs, targets = torch.randn(40, 6).t(), torch.randint(2, (6, 40)).float()
+def test_strided_and_empty(device):
+    inputs, targets = torch.randn(40, 6, device=device).t(), torch.randint(2, (6, 40), device=device).float()
     check(inputs, targets, reduction="none")
-    assert sigmoid_focal_loss(torch.empty(0), torch.empty(0)).shape == (0,)
+    assert sigmoid_focal_loss(inputs[:0], targets[:0]).shape == (0, 40)
 
 
-def test_the_kernel_computes_it():
+def test_the_kernel_computes_it(device):
     fused_losses.routes(reset=True)
-    sigmoid_focal_loss(torch.randn(3), torch.ones(3))
+    sigmoid_focal_loss(torch.randn(3, device=device), torch.ones(3, device=device))
     assert fused_losses.routes()["sigmoid_focal_loss"] == {"kernel": 1}
 
 

@@ -27,9 +27,9 @@ def statistics_by_torch(logits, target, logit_scale=1.0, softcap=None, dtype=tor
     return TokenStatistics(torch.where(counts, log_prob, 0), x.logsumexp(-1), entropy, x.argmax(-1))
 
 
-def problem(shape, dtype=torch.float32, spread=3.0):
-    logits = (torch.randn(shape) * spread).to(dtype)
-    target = torch.randint(shape[-1], shape[:-1])
+def problem(shape, dtype=torch.float32, spread=3.0, device="cpu"):
+    logits = (torch.randn(shape) * spread).to(device, dtype)
+    target = torch.randint(shape[-1], shape[:-1], device=device)
     if target.dim() and target.numel() > 2:
         target.view(-1)[1] = IGNORED
     return logits, target
@@ -47,7 +47,7 @@ def check(logits, target, grads=None, **options):
     """No result and no gradient less exact than the eager composition in the type of computation."""
     computation = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if grads is None:
-        grads = [torch.randn(target.shape) for _ in range(3)]
+        grads = [torch.randn(target.shape, device=target.device) for _ in range(3)]
     eager = dict(options, dtype=computation)
     ours, gradient = with_gradients(token_statistics, logits, target, grads, **options)
     torchs, torchs_gradient = with_gradients(statistics_by_torch, logits, target, grads, **eager)
@@ -66,8 +66,8 @@ def check(logits, target, grads=None, **options):
 @pytest.mark.parametrize("options", TRANSFORMS, ids=str)
 @pytest.mark.parametrize("num_classes", NUM_CLASSES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_results_and_gradients(dtype, num_classes, options):
-    logits, target = problem((13, num_classes), dtype)
+def test_results_and_gradients(device, dtype, num_classes, options):
+    logits, target = problem((13, num_classes), dtype, device=device)
     ours, _ = check(logits, target, **options)
     sign = -1 if options.get("logit_scale", 1) < 0 else 1
     assert torch.equal(ours.argmax, (logits * sign).argmax(-1))
@@ -75,9 +75,9 @@ def test_results_and_gradients(dtype, num_classes, options):
 
 
 @pytest.mark.parametrize("used", [u for u in itertools.product([False, True], repeat=3) if any(u)], ids=str)
-def test_gradients_of_some_results_alone(used):
-    logits, target = problem((13, 1500))
-    check(logits, target, [torch.randn(13) if uses else None for uses in used])
+def test_gradients_of_some_results_alone(device, used):
+    logits, target = problem((13, 1500), device=device)
+    check(logits, target, [torch.randn(13, device=device) if uses else None for uses in used])
 
 
 @pytest.mark.parametrize("capability", fused_losses._C.available_cpu_capabilities())
@@ -92,12 +92,12 @@ def test_every_instruction_set(capability):
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (3, 2, 40), (2, 3, 2, 2, 9)], ids=str)
-def test_shapes(shape):
-    check(*problem(shape))
+def test_shapes(device, shape):
+    check(*problem(shape, device=device))
 
 
-def test_strided_rows_are_read_where_they_are():
-    whole, target = problem((4, 9, 700))
+def test_strided_rows_are_read_where_they_are(device):
+    whole, target = problem((4, 9, 700), device=device)
     for logits, aim in [
         (whole[:, :-1], target[:, 1:]),
         (whole.transpose(0, 1), target.transpose(0, 1)),
@@ -109,8 +109,8 @@ def test_strided_rows_are_read_where_they_are():
 
 
 @pytest.mark.parametrize("type", [torch.uint8, torch.int32])
-def test_other_types_of_indices(type):
-    logits, target = problem((13, 100))
+def test_other_types_of_indices(device, type):
+    logits, target = problem((13, 100), device=device)
     target = target.clamp(min=0)
     expected = token_statistics(logits, target)
     for ours, same in zip(token_statistics(logits, target.to(type)), expected, strict=True):
@@ -119,9 +119,9 @@ def test_other_types_of_indices(type):
 
 @pytest.mark.parametrize("masked", [-100.0, -1e4, -1e30, float("-inf")])
 @pytest.mark.parametrize("options", TRANSFORMS[:3], ids=str)
-def test_masked_vocabulary(masked, options):
+def test_masked_vocabulary(device, masked, options):
     """No NaN of 0 times -inf, in blocks that are masked throughout too."""
-    logits, target = problem((13, 3000))
+    logits, target = problem((13, 3000), device=device)
     logits[:, :1100] = masked
     logits[:6, 2000:] = masked
     target = target.clamp(1100, 1999)
@@ -130,21 +130,21 @@ def test_masked_vocabulary(masked, options):
     assert gradient.isfinite().all()
 
 
-def test_a_masked_target():
-    logits, target = problem((6, 1100))
-    target = torch.arange(6)
-    logits[torch.arange(6), target] = float("-inf")
+def test_a_masked_target(device):
+    logits, _ = problem((6, 1100), device=device)
+    target = torch.arange(6, device=device)
+    logits[target, target] = float("-inf")
     ours = token_statistics(logits, target)
     assert (ours.log_prob == float("-inf")).all()
     assert ours.entropy.isfinite().all() and ours.log_sum_exp.isfinite().all()
 
 
 @pytest.mark.parametrize("margin", [5.0, 17.0, 30.0, 80.0, 200.0])
-def test_confident_rows(margin):
+def test_confident_rows(device, margin):
     """log p and 1 - p of a target that is the largest by far are exact, not 0: against float64, to a few roundings."""
-    logits, target = problem((9, 1200), spread=1.0)
+    logits, target = problem((9, 1200), spread=1.0, device=device)
     target = target.clamp(min=0)
-    logits[torch.arange(9), target] = margin + 5
+    logits[torch.arange(9, device=device), target] = margin + 5
     leaf = logits.clone().requires_grad_()
     ours = token_statistics(leaf, target)
     (gradient,) = torch.autograd.grad(ours.log_prob.sum(), leaf)
@@ -157,25 +157,26 @@ def test_confident_rows(margin):
     torch.testing.assert_close(at_target, others / (1 + others), **roundings)
 
 
-def test_special_values():
+def test_special_values(device):
     inf, nan = float("inf"), float("nan")
-    logits = torch.tensor([[0.0, inf, 1, inf], [nan, 2, nan, inf], [-inf, -inf, -inf, -inf], [1, nan, 3, 4]])
-    target = torch.zeros(4, dtype=torch.int64)
+    rows = [[0.0, inf, 1, inf], [nan, 2, nan, inf], [-inf, -inf, -inf, -inf], [1, nan, 3, 4]]
+    logits = torch.tensor(rows, device=device)
+    target = torch.zeros(4, dtype=torch.int64, device=device)
     ours, torchs = token_statistics(logits, target), statistics_by_torch(logits, target, dtype=torch.float32)
     torch.testing.assert_close(ours.log_sum_exp, torchs.log_sum_exp, equal_nan=True, rtol=0, atol=0)
     assert torch.equal(ours.argmax, logits.argmax(-1))
     assert ours.log_prob[1:].isnan().all() and ours.entropy.isnan().all()
 
 
-def test_ties_are_the_first():
-    logits = torch.zeros(3, 2500)
+def test_ties_are_the_first(device):
+    logits = torch.zeros(3, 2500, device=device)
     logits[1, [7, 1500, 2400]] = 1
     logits[2, [1030, 2100]] = 1
-    assert token_statistics(logits, torch.zeros(3, dtype=torch.int64)).argmax.tolist() == [0, 7, 1030]
+    assert token_statistics(logits, torch.zeros_like(logits[:, 0]).long()).argmax.tolist() == [0, 7, 1030]
 
 
-def test_rows_without_a_gradient_are_zero_whatever_is_in_them():
-    logits, target = problem((4, 50))
+def test_rows_without_a_gradient_are_zero_whatever_is_in_them(device):
+    logits, target = problem((4, 50), device=device)
     logits[2] = float("-inf")
     target[2] = IGNORED
     leaf = logits.requires_grad_()
@@ -203,15 +204,15 @@ def float64_results(target, **options):
 
 
 @pytest.mark.parametrize("options", TRANSFORMS, ids=str)
-def test_first_and_second_derivatives(options):
-    logits, target = problem((3, 5), torch.float64)
+def test_first_and_second_derivatives(device, options):
+    logits, target = problem((3, 5), torch.float64, device=device)
     logits.requires_grad_()
     assert torch.autograd.gradcheck(float64_results(target, **options), (logits,))
     assert torch.autograd.gradgradcheck(float64_results(target, **options), (logits,))
 
 
-def test_transforms():
-    logits, target = problem((4, 3, 50), torch.float64)
+def test_transforms(device):
+    logits, target = problem((4, 3, 50), torch.float64, device=device)
     expected = token_statistics(logits, target)
     for in_dims in [(0, 0), (1, 1)]:
         ours = torch.vmap(token_statistics, in_dims)(logits, target)
@@ -282,16 +283,17 @@ def test_errors():
         token_statistics(logits, target, softcap=-1.0)
 
 
-def test_empty():
-    ours = token_statistics(torch.randn(0, 5, requires_grad=True), torch.zeros(0, dtype=torch.int64))
+def test_empty(device):
+    logits, target = problem((0, 5), device=device)
+    ours = token_statistics(logits.requires_grad_(), target)
     assert all(result.shape == (0,) for result in ours)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("index_shape", [(2, 6), (2, 6, 3)], ids=str)
-def test_selective_log_softmax(index_shape, dtype):
-    logits = torch.randn(2, 6, 90).to(dtype).requires_grad_()
-    index = torch.randint(90, index_shape)
+def test_selective_log_softmax(device, index_shape, dtype):
+    logits = torch.randn(2, 6, 90).to(device, dtype).requires_grad_()
+    index = torch.randint(90, index_shape, device=device)
     ours = selective_log_softmax(logits, index)
     exact = logits.double().log_softmax(-1)
     expected = exact.gather(-1, index if index.dim() == 3 else index.unsqueeze(-1)).view(index_shape)
@@ -303,16 +305,16 @@ def test_selective_log_softmax(index_shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_entropy_from_logits(dtype):
-    logits = torch.randn(2, 6, 90).to(dtype)
+def test_entropy_from_logits(device, dtype):
+    logits = torch.randn(2, 6, 90).to(device, dtype)
     expected = torch.distributions.Categorical(logits=logits.double()).entropy()
     ours = entropy_from_logits(logits, chunk_size=4)
     assert ours.dtype == dtype
     torch.testing.assert_close(ours, expected.to(dtype))
 
 
-def test_which_way_a_call_goes():
-    logits, target = problem((4, 5))
+def test_which_way_a_call_goes(device):
+    logits, target = problem((4, 5), device=device)
     fused_losses.routes(reset=True)
     token_statistics(logits, target)
     assert fused_losses.routes()["token_statistics"] == {"kernel": 1}

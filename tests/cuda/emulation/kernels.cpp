@@ -3,8 +3,8 @@
 //
 //   kernels ORDER SEED [SECTION [DTYPE]]
 //
-// SECTION: cross_entropy, nll_loss, binary_cross_entropy, reductions, refusals or all. Prints what is not as it should
-// be, and exits with 1.
+// SECTION: cross_entropy, nll_loss, binary_cross_entropy, token_statistics, reductions, refusals or all. Prints what is
+// not as it should be, and exits with 1.
 #include <cstdlib>
 #include <initializer_list>
 #include <stdexcept>
@@ -16,6 +16,7 @@
 #include "kernels/nll_loss.h"
 #include "kernels/reductions.h"
 #include "kernels/refusals.h"
+#include "kernels/token_statistics.h"
 
 namespace fused_losses::kernel_checks {
 namespace {
@@ -30,17 +31,18 @@ void check_nll_losses(DType dtype) {
 void check_binary_losses(DType dtype) {
   const int64_t packet = packet_elements(dtype);
   const bool is_16_bit = packet == 8;
-  for (const bool with_logits : {false, true}) {
+  for (const BinaryLoss loss : {BinaryLoss::Probability, BinaryLoss::Logit, BinaryLoss::Focal}) {
     for (const int64_t elements : {int64_t{1}, packet - 1, packet, packet + 1, 2 * 256 * packet + 5}) {
-      BinaryCheck({dtype, dtype, with_logits, elements}).run();
-      if (is_16_bit) BinaryCheck({dtype, DType::Float32, with_logits, elements}).run();
+      BinaryCheck({dtype, dtype, loss, elements}).run();
+      if (is_16_bit) BinaryCheck({dtype, DType::Float32, loss, elements}).run();
     }
     for (int64_t past = 0; past < 8; ++past) {
-      BinaryCase test{dtype, is_16_bit && past % 2 == 0 ? DType::Float32 : dtype, with_logits, 3 * packet + 2};
+      BinaryCase test{dtype, is_16_bit && past % 2 == 0 ? DType::Float32 : dtype, loss, 3 * packet + 2};
       test.input_past_alignment = past;
       test.other_past_alignment = past % 3;
       BinaryCheck(test).run();
     }
+    if (loss == BinaryLoss::Focal) continue;  // it takes no weights
     // A column, a row, one value, no broadcast, and as many axes as there can be.
     const Broadcast weights[] = {{{5, 7}, {1, 0}},
                                  {{3, 5, 7}, {0, 2, 0}},
@@ -48,10 +50,10 @@ void check_binary_losses(DType dtype) {
                                  {{41}, {1}},
                                  {{2, 2, 3, 1, 2, 2, 2, 2}, {0, 1, 0, 9, 2, 0, 4, 0}}};
     for (const Broadcast& weight : weights) {
-      BinaryCase test{dtype, dtype, with_logits, weight.num_elements(), 0, 1, weight, dtype};
-      if (with_logits) test.pos_weight = {{weight.num_elements()}, {1}};
+      BinaryCase test{dtype, dtype, loss, weight.num_elements(), 0, 1, weight, dtype};
+      if (loss == BinaryLoss::Logit) test.pos_weight = {{weight.num_elements()}, {1}};
       BinaryCheck(test).run();
-      if (with_logits) test.pos_weight = std::exchange(test.weight, {});
+      if (loss == BinaryLoss::Logit) test.pos_weight = std::exchange(test.weight, {});
       if (is_16_bit) test.target_dtype = test.weight_dtype = DType::Float32;
       BinaryCheck(test).run();
     }
@@ -75,6 +77,7 @@ constexpr Section kSections[] = {
     {"cross_entropy", [](DType dtype) { CrossEntropyCases(dtype).run(); }},
     {"binary_cross_entropy", check_binary_losses},
     {"nll_loss", check_nll_losses},
+    {"token_statistics", check_token_statistics},
     {"reductions", check_reductions},
     {"refusals", check_refusals},
 };

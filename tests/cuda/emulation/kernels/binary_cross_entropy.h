@@ -1,5 +1,5 @@
-// Both binary losses in every mode, against the formulas in the documentation of torch.nn.BCELoss and
-// torch.nn.BCEWithLogitsLoss.
+// The binary losses in every mode, against the formulas in the documentation of torch.nn.BCELoss and
+// torch.nn.BCEWithLogitsLoss, and Note [Focal loss].
 #pragma once
 
 #include <algorithm>
@@ -29,16 +29,24 @@ struct Broadcast {
   }
 };
 
+enum class BinaryLoss { Probability, Logit, Focal };
+
 struct BinaryCase {
   DType dtype;
   DType target_dtype;
-  bool with_logits;
+  BinaryLoss loss;
   int64_t elements;
   int64_t input_past_alignment = 0;
   int64_t other_past_alignment = 0;  // of target, losses, gradient and grad_output
   Broadcast weight = {};             // none without sizes
   DType weight_dtype = DType::Float32;
   Broadcast pos_weight = {};
+
+  bool with_logits() const { return loss != BinaryLoss::Probability; }
+  const char* name() const {
+    constexpr const char* kNames[] = {"binary_cross_entropy", "binary_cross_entropy_with_logits", "sigmoid_focal_loss"};
+    return kNames[static_cast<int>(loss)];
+  }
 };
 
 class BinaryCheck {
@@ -52,12 +60,12 @@ class BinaryCheck {
         target_(format_of(test.target_dtype), test.elements, test.other_past_alignment),
         weight_(format_of(test.weight_dtype), extent(test.weight), 1),
         pos_weight_(format_of(test.weight_dtype), extent(test.pos_weight), 1) {
-    random_.fill(input_, test.with_logits ? -6 : 0.01, test.with_logits ? 6 : 0.99);
+    random_.fill(input_, test.with_logits() ? -6 : 0.01, test.with_logits() ? 6 : 0.99);
     random_.fill(target_, 0, 1);
     random_.fill(weight_, 0.5, 1.5);
     random_.fill(pos_weight_, 0.5, 1.5);
     // The logarithms that are cut, certain predictions.
-    if (!test.with_logits && test.elements > 6 && test.dtype != DType::Float16) {
+    if (!test.with_logits() && test.elements > 6 && test.dtype != DType::Float16) {
       for (int64_t i = 0; i < 6; ++i) {
         input_.set(i, i % 2 == 0 ? 0 : 1);
         target_.set(i, static_cast<double>(i / 2) / 2);
@@ -72,14 +80,16 @@ class BinaryCheck {
     parameters_.weight = operand(test.weight, weight_);
     parameters_.pos_weight = operand(test.pos_weight, pos_weight_);
     parameters_.gradient_scale = kScale;
+    parameters_.focal_alpha = kAlpha;
+    parameters_.focal_gamma = kGamma;
     for (int64_t i = 0; i < test.elements; ++i) expect_element(i);
   }
 
   void run() {
     char name[200];
-    std::snprintf(name, sizeof name, "%s and %s binary_cross_entropy%s [%lld] past alignment=%lld,%lld axes=%zu,%zu",
-                  name_of(case_.dtype), name_of(case_.target_dtype), case_.with_logits ? "_with_logits" : "",
-                  static_cast<long long>(case_.elements), static_cast<long long>(case_.input_past_alignment),
+    std::snprintf(name, sizeof name, "%s and %s %s [%lld] past alignment=%lld,%lld axes=%zu,%zu", name_of(case_.dtype),
+                  name_of(case_.target_dtype), case_.name(), static_cast<long long>(case_.elements),
+                  static_cast<long long>(case_.input_past_alignment),
                   static_cast<long long>(case_.other_past_alignment), case_.weight.sizes.size(),
                   case_.pos_weight.sizes.size());
     current_case = name;
@@ -92,6 +102,8 @@ class BinaryCheck {
 
  private:
   static constexpr double kScale = 0.125;
+  static constexpr double kAlpha = 0.3;
+  static constexpr double kGamma = 1.7;
 
   static int64_t extent(const Broadcast& broadcast) {
     int64_t last = 0;
@@ -118,11 +130,18 @@ class BinaryCheck {
     const double weight = case_.weight.sizes.empty() ? 1 : weight_[case_.weight.offset(i)];
     double loss;
     double derivative;
-    if (case_.with_logits) {
+    if (case_.with_logits()) {
       const double pos_weight = case_.pos_weight.sizes.empty() ? 1 : pos_weight_[case_.pos_weight.offset(i)];
       const double sigmoid = 1 / (1 + std::exp(-x));
       loss = -pos_weight * y * std::log(sigmoid) - (1 - y) * std::log(1 - sigmoid);
       derivative = (1 - y) * sigmoid - pos_weight * y * (1 - sigmoid);
+      if (case_.loss == BinaryLoss::Focal) {
+        const double left = sigmoid * (1 - y) + (1 - sigmoid) * y;
+        const double left_by_x = (1 - 2 * y) * sigmoid * (1 - sigmoid);
+        const double factor = (kAlpha * y + (1 - kAlpha) * (1 - y)) * std::pow(left, kGamma);
+        derivative = factor * (derivative + kGamma * loss * left_by_x / left);
+        loss *= factor;
+      }
     } else {
       loss = -y * std::max(std::log(x), -100.0) - (1 - y) * std::max(std::log(1 - x), -100.0);
       derivative = (x - y) / std::max((1 - x) * x, double{1e-12f});
@@ -133,8 +152,15 @@ class BinaryCheck {
   }
 
   int64_t call(const BinaryCrossEntropyParams& parameters) const {
-    return case_.with_logits ? cuda::binary_cross_entropy_with_logits(parameters, nullptr)
-                             : cuda::binary_cross_entropy(parameters, nullptr);
+    switch (case_.loss) {
+      case BinaryLoss::Probability:
+        return cuda::binary_cross_entropy(parameters, nullptr);
+      case BinaryLoss::Logit:
+        return cuda::binary_cross_entropy_with_logits(parameters, nullptr);
+      case BinaryLoss::Focal:
+        return cuda::sigmoid_focal_loss(parameters, nullptr);
+    }
+    __builtin_unreachable();
   }
 
   template <class Scale>

@@ -72,6 +72,22 @@ inline void check_refused_targets(DType dtype, int64_t invalid) {
   nll.grad_output = grad_output.data();
   expect_refusal("nll_loss backward", [&] { cuda::nll_loss(nll, nullptr); });
   expect_refusal("weigh_targets", [&] { Mean(targets, dtype); });
+
+  TokenStatisticsParams tokens = {};
+  tokens.dtype = dtype;
+  tokens.num_positions = kPositions;
+  tokens.inner_size = 1;
+  tokens.num_classes = kClasses;
+  tokens.logits = logits.data();
+  tokens.logits_layout = {kClasses, 1, 1};
+  tokens.target = targets.parameters();
+  tokens.logit_scale = 1;
+  // What the rows before the invalid one write.
+  Array argmax(Format::Int64, kPositions);
+  tokens.argmax = static_cast<int64_t*>(argmax.data());
+  tokens.log_prob = tokens.log_sum_exp = tokens.entropy = statistics.data();
+  tokens.row_max = tokens.row_sum = tokens.row_others = tokens.row_sum_times_x = statistics.data();
+  expect_refusal("token_statistics", [&] { cuda::token_statistics(tokens, nullptr); });
 }
 
 inline void check_refused_probability(DType dtype, double input, double target) {
