@@ -89,7 +89,7 @@ struct CrossEntropyParams {
 
   // Statistics, [num_positions] each in the accumulation type, or null: m, S and Q of Note [Target mass], S' of Note
   // [Confident rows].
-  void* row_max;
+  void* row_max;  // of what the kernel takes for logits: the units of a CPU kernel that transforms them
   void* row_sum;
   void* row_others;  // index targets only; anything where a target is ignored
   void* row_mass;    // probability targets only

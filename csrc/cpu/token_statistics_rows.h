@@ -165,7 +165,7 @@ class TokenRows {
     write(params_.entropy, position, log_sum - static_cast<A>(sum_times_x) / rounded_sum);
     params_.argmax[position] =
         nan_class >= 0 ? nan_class : find_logit(logits, first_of_max, num_classes, max_key * sign_);
-    write(params_.row_max, position, shift);
+    write(params_.row_max, position, shift * sign_of_shift());
     write(params_.row_sum, position, rounded_sum);
     write(params_.row_others, position, rounded_others);
     write(params_.row_sum_times_x, position, static_cast<A>(sum_times_x));
@@ -183,7 +183,7 @@ class TokenRows {
       return;
     }
     const T* logits = logits_of(position);
-    const A shift = read(params_.row_max, position);
+    const A shift = read(params_.row_max, position) * sign_of_shift();
     const A inverse_sum = A(1) / read(params_.row_sum, position);
     const A mean_x = read(params_.row_sum_times_x, position) * inverse_sum;
     const A constant = grad_log_sum_exp + grad_entropy * mean_x;
@@ -235,6 +235,8 @@ class TokenRows {
     const int64_t index = read_index(params_.target, position);
     return index == params_.target.ignore_index ? -1 : index;
   }
+  // Between passes it is a tangent, or a logit: the unit less its sign.
+  A sign_of_shift() const { return params_.softcap == 0 ? sign_ : A(1); }
   static void write(void* memory, int64_t position, A value) { static_cast<A*>(memory)[position] = value; }
   static A read(const void* memory, int64_t position) {
     return memory == nullptr ? A(0) : static_cast<const A*>(memory)[position];
