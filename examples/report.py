@@ -56,30 +56,13 @@ def print_comparison(comparison: Comparison, folder: Path, console: Console) -> 
     table.add_row("loss at the first step", f"{torch.curve[0]:.6f}", f"{fused.curve[0]:.6f}", "")
     table.add_row("loss at the last step", f"{torch.curve[-1]:.6f}", f"{fused.curve[-1]:.6f}", "")
     table.add_row(program.score_name, f"{torch.score:.4g}", f"{fused.score:.4g}", "")
-    table.add_row(
-        "time of the loss in a step",
-        seconds_text(torch.step_seconds),
-        seconds_text(fused.step_seconds),
-        ratio_text(torch.step_seconds, fused.step_seconds),
-    )
-    table.add_row(
-        "memory of the loss",
-        bytes_text(torch.memory.peak_bytes),
-        bytes_text(fused.memory.peak_bytes),
-        ratio_text(torch.memory.peak_bytes, fused.memory.peak_bytes),
-    )
-    table.add_row(
-        "time of a whole step",
-        seconds_text(torch.whole_step_seconds),
-        seconds_text(fused.whole_step_seconds),
-        ratio_text(torch.whole_step_seconds, fused.whole_step_seconds),
-    )
-    table.add_row(
-        "memory of a whole step",
-        bytes_text(torch.whole_memory.peak_bytes),
-        bytes_text(fused.whole_memory.peak_bytes),
-        ratio_text(torch.whole_memory.peak_bytes, fused.whole_memory.peak_bytes),
-    )
+    for quantity, text, of_torch, of_fused in (
+        ("time of the loss in a step", seconds_text, torch.step_seconds, fused.step_seconds),
+        ("memory of the loss", bytes_text, torch.memory.peak_bytes, fused.memory.peak_bytes),
+        ("time of a whole step", seconds_text, torch.whole_step_seconds, fused.whole_step_seconds),
+        ("memory of a whole step", bytes_text, torch.whole_memory.peak_bytes, fused.whole_memory.peak_bytes),
+    ):
+        table.add_row(quantity, text(of_torch), text(of_fused), ratio_text(of_torch, of_fused))
     console.print(program.title, style="bold", highlight=False)
     console.print(table)
     console.print(COST_EXPLAINED, highlight=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .held_functions import Holder, holders_of, loaded_modules, outside_torch
+from .held_functions import Holder, holders_of, is_outside_torch, loaded_modules, outside_torch
 from .torch_losses import PATCHED_NAMES, torch_function
 
 __all__ = ["PatchReport", "explain_patch"]
@@ -71,7 +71,7 @@ def explain_patch() -> PatchReport:
 
 def _subclasses_of(loss: type[nn.Module]) -> Iterator[type[nn.Module]]:
     for subclass in loss.__subclasses__():
-        if subclass.__module__.partition(".")[0] not in ("torch", "fused_losses"):
+        if is_outside_torch(subclass.__module__):
             yield subclass
             yield from _subclasses_of(subclass)
 

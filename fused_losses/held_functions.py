@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-__all__ = ["Holder", "exchange_everywhere", "holders_of", "loaded_modules", "outside_torch"]
+__all__ = ["Holder", "exchange_everywhere", "holders_of", "is_outside_torch", "loaded_modules", "outside_torch"]
 
 
 class Holder(NamedTuple):
@@ -49,7 +49,11 @@ def exchange_everywhere(pairs: Iterable[tuple[Callable[..., Any], Callable[..., 
 
 def outside_torch(modules: Iterable[ModuleType]) -> list[ModuleType]:
     """Without torch's modules and ours, whose tables of functions are about the functions themselves."""
-    return [module for module in modules if module.__name__.partition(".")[0] not in ("torch", "fused_losses")]
+    return [module for module in modules if is_outside_torch(module.__name__)]
+
+
+def is_outside_torch(module: str) -> bool:
+    return module.partition(".")[0] not in ("torch", "fused_losses")
 
 
 _Found = tuple[str, Callable[..., Any], Callable[[Any, Any], None]]

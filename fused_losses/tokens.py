@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .operators.class_axis import NO_INDEX
 from .operators.logit_transform import LogitTransform
 from .operators.registration import call
 from .operators.row_terms import row_terms
@@ -15,8 +16,6 @@ from .route_log import note
 from .routing import has_overrides, kernel_route, reason_for_torch, without_waiting_wrapper
 
 __all__ = ["TokenStatistics", "entropy_from_logits", "selective_log_softmax", "token_statistics"]
-
-_NO_INDEX = -(2**63)  # an ignore_index that ignores nothing
 
 
 class TokenStatistics(NamedTuple):
@@ -116,8 +115,8 @@ def selective_log_softmax(logits: Tensor, index: Tensor) -> Tensor:
     Source: the function of this name in TRL, whose argument names, shapes and types these are.
     """
     if index.dim() == logits.dim() - 1:
-        return token_statistics(logits, index, ignore_index=_NO_INDEX).log_prob.to(logits.dtype)
-    log_sum_exp = token_statistics(logits, index[..., 0], ignore_index=_NO_INDEX).log_sum_exp
+        return token_statistics(logits, index, ignore_index=NO_INDEX).log_prob.to(logits.dtype)
+    log_sum_exp = token_statistics(logits, index[..., 0], ignore_index=NO_INDEX).log_sum_exp
     return (logits.gather(-1, index).to(log_sum_exp.dtype) - log_sum_exp.unsqueeze(-1)).to(logits.dtype)
 
 

@@ -70,8 +70,8 @@ struct CrossEntropyParams {
   double class_weight_sum;  // of all classes; num_classes without weights
 
   // See Note [Terms of a row].
-  double logit_scale = 1;  // of kernels that transform no logits, positive
-  double softcap = 0;      // of these 0: none
+  double logit_scale = 1;  // positive, and
+  double softcap = 0;      // none, but for the CPU's kernel of rows with index targets
   double lse_square_scale = 0;
   double focal_gamma = 0;
 

@@ -42,7 +42,7 @@ struct TokenStatisticsParams {
   void* log_sum_exp;
   void* entropy;
   int64_t* argmax;
-  void* row_max;
+  void* row_max;  // the logit of m, or its tangent with a softcap
   void* row_sum;
   void* row_others;
   void* row_sum_times_x;

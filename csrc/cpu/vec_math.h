@@ -36,7 +36,7 @@ struct MathConstants<float> {
   static constexpr float kRound = 12582912.0f;    // 1.5 * 2^23
   static constexpr float kExpLowest = -87.3365f;  // exp is subnormal below
   static constexpr float kExpZero = -88.0f;       // where 2^n, n = -127, has become 0
-  static constexpr float kTanhLowest = -60.0f;    // of -2 |x|: tanh has been 1 for long
+  static constexpr float kTanhLowest = -60.0f;    // of y in tanh, which has been 1 for long
   static constexpr float kExp[] = {0.5000000027f, 0.1666657665f, 0.04166637427f, 0.008363235069f,
                                    0.001394120437f};  // 8e-9
   static constexpr float kLog[] = {-0.4999998916f, 0.3333330806f,  -0.2500152554f, 0.2000303446f,  -0.1661102029f,

@@ -27,6 +27,7 @@ from ..operators.linear_cross_entropy import (
     composite,
     counting_rows,
     mean_denominator,
+    sizes_of_losses,
 )
 from ..operators.registration import MEAN, NONE
 from ..operators.row_terms import RowTerms
@@ -61,10 +62,10 @@ class LinearProblem:
         num_heads = weight.shape[0] // num_classes
         self.options = options
         self.target = target
-        self.has_heads = target.dim() > (2 if target.is_floating_point() else 1)
+        self.sizes = sizes_of_losses(target)  # of the losses
         _check_class_indices(target, options)
         kept = _counting_rows(target, token_weight, options, keeps_weightless)
-        shape = (num_classes, num_heads) if self.has_heads else (num_classes,)
+        shape = (num_classes, num_heads) if len(self.sizes) > 1 else (num_classes,)
         self.chunks = LinearChunks(input, weight, bias, shape, kept, chunk_rows)
         dtype = self.chunks.dtype
         self.token_weight = None if token_weight is None else token_weight.to(dtype)
@@ -76,18 +77,13 @@ class LinearProblem:
         )
         self._class_weight = class_weight
 
-    @property
-    def _positions(self) -> tuple[int, ...]:
-        num_rows = self.target.shape[0]
-        return (num_rows, self.target.shape[-1]) if self.has_heads else (num_rows,)
-
     def target_of(self, chunk: Chunk) -> Tensor:
         target = chunk.take(self.target)
         return target.to(self.chunks.dtype) if target.is_floating_point() else target
 
     def losses(self, statistics: list[Tensor] | None = None) -> Tensor:
         """Of all positions, unweighted by tokens, 0 where they do not count; with statistics for :meth:`gradients`."""
-        losses = self.chunks.input.new_zeros(self._positions, dtype=self.chunks.dtype)
+        losses = self.chunks.input.new_zeros(self.sizes, dtype=self.chunks.dtype)
         for chunk in self.chunks:
             logits, target = self.chunks.logits(self.chunks.rows(chunk)), self.target_of(chunk)
             if statistics is None:
@@ -121,7 +117,7 @@ class LinearProblem:
         total = torch.zeros((), dtype=torch.float64)
         row_weight = self.token_weight
         if row_weight is None and self.chunks.overwritten:
-            row_weight = self.chunks.input.new_ones(self._positions, dtype=self.chunks.dtype)
+            row_weight = self.chunks.input.new_ones(self.sizes, dtype=self.chunks.dtype)
         row_scale = None if row_weight is None else (row_weight * scale).to(self.chunks.dtype)
         for chunk in self.chunks:
             rows, target = self.chunks.rows(chunk), self.target_of(chunk)
@@ -282,8 +278,7 @@ def computed_gradients(
     assert input is not None and weight is not None and target is not None
     others = (target, class_weight, token_weight)
     problem = LinearProblem(options, chunk_rows, input, weight, bias, *others, keeps_weightless=wanted[5])
-    shape = (*target.shape[:1], *target.shape[2:]) if target.is_floating_point() else target.shape
-    scale = (grad_output.double() / problem.denominator()).to(problem.chunks.dtype).expand(shape)
+    scale = (grad_output.double() / problem.denominator()).to(problem.chunks.dtype).expand(problem.sizes)
     row_scale = scale.contiguous() if problem.token_weight is None else scale * problem.token_weight
     gradients: list[Tensor | None] = [None, None, None]
     if any(wanted[:3]):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
-from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off
+from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off, empty_gradients
 from ..operators.registration import NONE
 from .linear_cross_entropy import LinearProblem
 from .linear_recomputed import recomputed_linear_cross_entropy
@@ -56,10 +56,7 @@ def _prepared(
 @_prepared.register_fake
 def _(input: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wanted, loss_dtype, dtype = others[3], others[-1], accumulation_dtype(input.dtype)
-    shapes = (input.shape, weight.shape, weight.shape[:1])
-    of_input, of_weight, of_bias = (
-        input.new_empty(shape if wants else (0,), dtype=dtype) for shape, wants in zip(shapes, wanted, strict=True)
-    )
+    of_input, of_weight, of_bias = empty_gradients(input, weight, wanted, dtype)
     return input.new_empty((), dtype=loss_dtype), of_input, of_weight, of_bias
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
-from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off
+from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off, empty_gradients, sizes_of_losses
 from ..operators.registration import NONE
 from .linear_cross_entropy import LinearProblem, computed_gradients
 
@@ -25,10 +25,6 @@ _OPTIONS = (
     "float logit_scale, float softcap, float lse_square_scale, ScalarType loss_dtype"
 )
 _NUM_TENSORS = 6
-
-
-def _sizes_of_losses(target: Tensor) -> tuple[int, ...]:
-    return (*target.shape[:1], *target.shape[2:]) if target.is_floating_point() else tuple(target.shape)
 
 
 @torch.library.custom_op(
@@ -53,7 +49,7 @@ def _recomputed(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _(input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     *_, wants_token_weight, _chunk_rows = others[:4]
     asked = LinearLossOptions(*others[4:])
-    sizes = _sizes_of_losses(target)
+    sizes = sizes_of_losses(target)
     losses = input.new_empty(sizes if wants_token_weight else 0, dtype=accumulation_dtype(input.dtype))
     return input.new_empty(sizes if asked.reduction == NONE else (), dtype=asked.loss_dtype), losses
 
@@ -78,11 +74,9 @@ def _recomputed_backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, 
 @_recomputed_backward.register_fake
 def _(grad_output: Tensor, input: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
     token_weight, wanted = others[3], others[5]
-    of_layer = (
-        input.new_empty(shape if wants else 0)
-        for shape, wants in zip((input.shape, weight.shape, weight.shape[:1]), wanted, strict=False)
-    )
-    return *of_layer, token_weight.new_empty(token_weight.shape) if wanted[5] else input.new_empty(0)
+    return *empty_gradients(input, weight, wanted[:3]), token_weight.new_empty(token_weight.shape) if wanted[
+        5
+    ] else input.new_empty(0)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
-from ..operators.linear_cross_entropy import autocast_is_off
+from ..operators.linear_cross_entropy import autocast_is_off, empty_gradients
 from ..operators.logit_transform import LogitTransform
 from .arguments import (
     check_linear,
@@ -80,6 +80,11 @@ def _fake_loss(target: Tensor, dtype: torch.dtype, options: tuple[Any, ...]) -> 
 def _or_nothing(gradient: Tensor | None, like: Tensor) -> Tensor:
     """Operators return tensors alone."""
     return like.new_empty(0) if gradient is None else gradient
+
+
+def _empty_like(token_weight: Tensor | None, otherwise: Tensor) -> Tensor:
+    """The fake of its gradient, which is computed wherever there is one."""
+    return otherwise.new_empty(0) if token_weight is None else token_weight.new_empty(token_weight.shape)
 
 
 def _save_loss(num_tensors: int) -> Callable[[Any, tuple[Any, ...], tuple[Tensor, ...]], None]:
@@ -149,7 +154,7 @@ def _cross_entropy_backward(
 @_cross_entropy_backward.register_fake
 def _(grad_output: Tensor, logits: Tensor, weight: Any, token_weight: Tensor | None, *others: Any) -> tuple[Any, Any]:
     of_logits = logits.new_empty(logits.shape) if others[_NUM_KEPT] else logits.new_empty(0)
-    return of_logits, logits.new_empty(0) if token_weight is None else token_weight.new_empty(token_weight.shape)
+    return of_logits, _empty_like(token_weight, logits)
 
 
 @first_derivative_only
@@ -258,12 +263,7 @@ def _(
     token_weight: Tensor | None,
     *others: Any,
 ) -> tuple[Tensor, ...]:
-    sizes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
-    of_layer = (input.new_empty(of if wants else (0,)) for of, wants in zip(sizes, others[_NUM_KEPT], strict=True))
-    return (
-        *of_layer,
-        input.new_empty(0) if token_weight is None else token_weight.new_empty(token_weight.shape),
-    )
+    return *empty_gradients(input, linear_weight, others[_NUM_KEPT]), _empty_like(token_weight, input)
 
 
 @first_derivative_only

@@ -11,12 +11,11 @@ from timm import loss as timm_loss
 from torch import Tensor, nn
 
 from .. import functional
+from ..operators.class_axis import NO_INDEX
 from ..routing import is_autocast
 
 __all__ = ["FUSED_CLASSES", "BinaryCrossEntropy", "LabelSmoothingCrossEntropy", "SoftTargetCrossEntropy"]
 __all__ += ["disable", "enable", "is_enabled"]
-
-_NO_INDEX = -(2**63)  # an ignore_index that ignores nothing: a negative target is an error, as timm's
 
 
 class LabelSmoothingCrossEntropy(timm_loss.LabelSmoothingCrossEntropy):  # type: ignore[misc]
@@ -26,7 +25,8 @@ class LabelSmoothingCrossEntropy(timm_loss.LabelSmoothingCrossEntropy):  # type:
         is_smoothing = self.smoothing >= 0.0 and self.confidence == 1.0 - self.smoothing
         if not (is_smoothing and x.dim() == 2 and target.shape == x.shape[:1]):
             return _stock(self, x, target)
-        return functional.cross_entropy(x, target, ignore_index=_NO_INDEX, label_smoothing=self.smoothing)
+        # A negative target is an error, as timm's.
+        return functional.cross_entropy(x, target, ignore_index=NO_INDEX, label_smoothing=self.smoothing)
 
 
 class SoftTargetCrossEntropy(timm_loss.SoftTargetCrossEntropy):  # type: ignore[misc]

@@ -9,6 +9,7 @@ from trl.trainer import utils
 
 from .. import tokens
 from ..held_functions import exchange_everywhere
+from ..operators.class_axis import NO_INDEX
 from ..tokens import token_statistics
 
 __all__ = ["disable", "enable", "entropy_from_logits", "is_enabled", "selective_log_softmax"]
@@ -37,7 +38,7 @@ def selective_log_softmax(
     if temperature <= 0:
         raise ValueError("temperature must be positive")
     if index.dim() == logits.dim() - 1:
-        log_prob = token_statistics(logits, index, logit_scale=1 / temperature, ignore_index=-(2**63)).log_prob
+        log_prob = token_statistics(logits, index, logit_scale=1 / temperature, ignore_index=NO_INDEX).log_prob
         log_prob = log_prob.to(logits.dtype)
     else:
         log_prob = tokens.selective_log_softmax(logits if temperature == 1 else logits / temperature, index)

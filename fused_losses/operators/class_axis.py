@@ -12,6 +12,7 @@ from torch import Tensor
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 INDEX_DTYPES = frozenset({torch.int64, torch.int32, torch.uint8})
+NO_INDEX = -(2**63)  # an ignore_index that ignores nothing
 
 
 def refusal_of_class_indices(input: Tensor, target: Tensor) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .class_axis import accumulation_dtype
+from .class_axis import accumulation_dtype, position_sizes
 from .logit_transform import LogitTransform
 from .registration import MEAN, NONE
 from .row_terms import RowTerms, composite_with_terms
@@ -20,8 +21,10 @@ __all__ = [
     "composite",
     "composite_statistics",
     "counting_rows",
+    "empty_gradients",
     "linear_logits",
     "mean_denominator",
+    "sizes_of_losses",
 ]
 
 
@@ -46,6 +49,19 @@ def autocast_is_off(device_type: str) -> torch.autocast:
 def counting_rows(target: Tensor, ignore_index: int) -> Tensor | None:
     """Which positions count; ``None`` where the target holds probabilities, of which all do."""
     return None if target.is_floating_point() else target != ignore_index
+
+
+def sizes_of_losses(target: Tensor) -> tuple[int, ...]:
+    """Of an unreduced loss: one for each index, or for each row of probabilities."""
+    return tuple(position_sizes(target.shape) if target.is_floating_point() else target.shape)
+
+
+def empty_gradients(
+    input: Tensor, weight: Tensor, wanted: Sequence[bool], dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Of input, weight and bias, for a fake of an operator: without elements where they are not wanted."""
+    sizes = (input.shape, weight.shape, weight.shape[:1])
+    return [input.new_empty(of if wants else (0,), dtype=dtype) for of, wants in zip(sizes, wanted, strict=True)]
 
 
 def mean_denominator(target: Tensor, class_weight: Tensor | None, options: LinearLossOptions) -> Tensor:

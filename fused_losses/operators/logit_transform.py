@@ -1,6 +1,6 @@
 """From logits to what the softmax is taken of, by torch's operators: a scale, or a scale and a softcap.
 
-The kernels' is ``csrc/cpu/logit_transform.h``.
+The kernels': ``csrc/cpu/logit_units.h`` and ``csrc/cuda/logit_transform.h``.
 """
 
 from __future__ import annotations
