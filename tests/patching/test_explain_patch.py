@@ -61,6 +61,14 @@ def client(monkeypatch):
     return module
 
 
+def test_torchs_modules_and_ours_are_not_in_the_report():
+    """Torch's hold its functions by right: by their homes, and in torch.distributions under names of their own."""
+    assert torch.distributions.bernoulli.binary_cross_entropy_with_logits is F.binary_cross_entropy_with_logits
+    report = fused_losses.explain_patch()
+    found = {*report.modules, *(subclass.__module__ for subclass in report.subclasses)}
+    assert not [name for name in found if name.partition(".")[0] in ("torch", "fused_losses")]
+
+
 def places_in(report, module):
     return {holder.place: holder.function for holder in report.holders if holder.module == module.__name__}
 
