@@ -98,7 +98,7 @@ struct TanhAndDerivative {
 template <class A>
 inline TanhAndDerivative<A> tanh_and_derivative_of_half(Vec<A> x) {
   using C = MathConstants<A>;
-  const IntVec<A> sign = bit_cast<IntVec<A>>(broadcast(A(-0.0)));
+  const IntVec<A> sign = bit_cast<IntVec<A>>(-Vec<A>{});  // broadcast(-0) would be 0 + -0, which is 0
   const IntVec<A> negative = bit_cast<IntVec<A>>(x) | sign;
   const Vec<A> y = max_of(broadcast<A>(C::kTanhLowest), bit_cast<Vec<A>>(negative));
   const Vec<A> rounded = y * C::kLog2E + C::kRound;
@@ -113,7 +113,7 @@ inline TanhAndDerivative<A> tanh_and_derivative_of_half(Vec<A> x) {
   const Vec<A> inverse = A(1) / divisor;
   const Vec<A> root = inverse + inverse;
   const IntVec<A> negative_result = bit_cast<IntVec<A>>(divide(expm1, divisor, inverse));
-  const IntVec<A> result = negative_result ^ (negative ^ bit_cast<IntVec<A>>(x)) ^ sign;
+  const IntVec<A> result = negative_result ^ negative ^ bit_cast<IntVec<A>>(x);
   return {bit_cast<Vec<A>>(result), (power * expm1_of_r + power) * (root * root)};
 }
 

@@ -123,6 +123,25 @@ def test_terms_of_index_targets(dtype, shape, terms):
         check(logits, target, reduction=reduction, **terms)
 
 
+@pytest.mark.parametrize("num_classes", [5, 70, 1200])
+def test_infinite_logits_are_finite_under_a_softcap(num_classes):
+    """Also in an ignored row, whose gradient is 0 times the softmax; without a softcap that is NaN, as torch's."""
+    logits = torch.randn(6, num_classes)
+    logits[1, 2] = float("inf")
+    logits[2, 1:3] = -float("inf")
+    logits[3] = -float("inf")
+    target = torch.randint(num_classes, (6,))
+    for ignored in ((), (1, 2, 3)):
+        target[list(ignored)] = IGNORED
+        check(logits, target, softcap=4.0)
+        leaf = logits.clone().requires_grad_()
+        cross_entropy(leaf, target, softcap=4.0).backward()
+        assert leaf.grad.isfinite().all() and not leaf.grad[list(ignored)].any()
+    leaf = logits.clone().requires_grad_()
+    cross_entropy(leaf, target).backward()
+    assert leaf.grad[[1, 3]].isnan().all() and leaf.grad[[0, 2, 4, 5]].isfinite().all()
+
+
 DENSE = [name for name in TERMS if "focal" not in name and name != "all"]
 
 
