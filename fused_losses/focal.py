@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from .operators.registration import call
+from .operators.registration import REDUCTIONS, call
 from .operators.sigmoid_focal_loss import composite, refusal
 from .route_log import note
 from .routing import has_overrides, kernel_route, promotes, reason_for_torch
 
 __all__ = ["sigmoid_focal_loss"]
-
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
 def sigmoid_focal_loss(
@@ -60,11 +58,11 @@ def sigmoid_focal_loss(
         raise ValueError(f"Invalid alpha value: {alpha}. alpha must be in the range [0,1] or -1 for ignore.")
     if not gamma >= 0:
         raise ValueError(f"Invalid gamma value: {gamma}. gamma must not be negative.")
-    if reduction not in _REDUCTIONS:
+    if reduction not in REDUCTIONS:
         raise ValueError(f"Invalid value for arg 'reduction': {reduction}. Supported: 'none', 'mean', 'sum'")
     if promotes(inputs) and targets.dtype.itemsize == 2:
         targets = targets.float()
-    options = (float(alpha), float(gamma), _REDUCTIONS[reduction])
+    options = (float(alpha), float(gamma), REDUCTIONS[reduction])
     reason = reason_for_torch(inputs, targets) or refusal(inputs, targets)
     if reason is None:
         note("sigmoid_focal_loss", kernel_route())

@@ -25,6 +25,7 @@ from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_e
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.elementwise import refusal as refusal_of_elementwise
 from .operators.nll_loss import refusal as refusal_of_nll_loss
+from .operators.registration import REDUCTIONS
 from .operators.row_terms import RowTerms, row_terms
 from .operators.row_terms import refusal as refusal_of_terms
 from .route_log import note
@@ -60,7 +61,6 @@ _torch_binary_cross_entropy = torch_function("binary_cross_entropy")
 _torch_binary_cross_entropy_with_logits = torch_function("binary_cross_entropy_with_logits")
 
 _TERMS = {"logit_scale": 1.0, "softcap": None, "lse_square_scale": 0.0, "focal_gamma": 0.0}
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
 def _current_reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
@@ -89,7 +89,7 @@ def _autocast_target(target: Tensor) -> Tensor:
 
 
 def _against_reduction(reduction: str) -> str | None:
-    known = isinstance(reduction, str) and reduction in _REDUCTIONS
+    known = isinstance(reduction, str) and reduction in REDUCTIONS
     return None if known else "the reduction is none of 'none', 'mean' and 'sum'"
 
 
@@ -294,7 +294,7 @@ def cross_entropy(
             input,
             target,
             weight,
-            _REDUCTIONS[_checked_reduction(_current_reduction(reduction, size_average, reduce))],
+            REDUCTIONS[_checked_reduction(_current_reduction(reduction, size_average, reduce))],
             ignore_index,
             label_smoothing,
             row_terms(logit_scale, softcap, lse_square_scale, focal_gamma),
@@ -322,7 +322,7 @@ def cross_entropy(
         if of_spread_classes is not None:
             return of_spread_classes
     if reason is None:
-        options = (_REDUCTIONS[reduction], ignore_index, label_smoothing, promotes(input))
+        options = (REDUCTIONS[reduction], ignore_index, label_smoothing, promotes(input))
         return fused_cross_entropy(
             _kernel_route("cross_entropy"), input, target, weight, *options, inplace_gradient and input is wrapper
         )
@@ -391,7 +391,7 @@ def nll_loss(
     reduction = _current_reduction(reduction, size_average, reduce)
     reason = _against_nll_loss(input, target, weight, reduction, ignore_index)
     if reason is None:
-        options = (_REDUCTIONS[reduction], ignore_index, promotes(input))
+        options = (REDUCTIONS[reduction], ignore_index, promotes(input))
         return fused_nll_loss(_kernel_route("nll_loss"), input, target, weight, *options)
     note("nll_loss", f"torch: {reason}")
     target = _torch_target(target)
@@ -452,7 +452,7 @@ def binary_cross_entropy(
     reason = _against_binary_cross_entropy(input, target, weight, reduction)
     if reason is None:
         route = _kernel_route("binary_cross_entropy")
-        return fused_binary_cross_entropy(route, input, _autocast_target(target), weight, _REDUCTIONS[reduction])
+        return fused_binary_cross_entropy(route, input, _autocast_target(target), weight, REDUCTIONS[reduction])
     note("binary_cross_entropy", f"torch: {reason}")
     return _torch_binary_cross_entropy(input, target, weight, reduction=reduction)
 
@@ -526,7 +526,7 @@ def binary_cross_entropy_with_logits(
             input,
             _autocast_target(target),
             *weights,
-            _REDUCTIONS[reduction],
+            REDUCTIONS[reduction],
             inplace_gradient and input is wrapper,
         )
     note("binary_cross_entropy_with_logits", f"torch: {reason}")

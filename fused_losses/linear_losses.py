@@ -15,6 +15,7 @@ from .autograd.linear_token_statistics import LinearTokenStatisticsFunction, fus
 from .linear_layer import LinearLayer, checked_layer
 from .operators.class_axis import INDEX_DTYPES
 from .operators.linear_cross_entropy import LinearLossOptions, composite, composite_statistics
+from .operators.registration import REDUCTIONS
 from .operators.row_terms import RowTerms, row_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
 from .operators.token_statistics import refusal_of_scales
@@ -27,7 +28,6 @@ __all__ = ["linear_cross_entropy", "linear_token_statistics"]
 
 _OVERRIDDEN = "a subclass or a mode overrides torch's functions"
 _IGNORE_INDEX = -100
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _torch_linear_cross_entropy = torch_function(LINEAR_CROSS_ENTROPY) if hasattr(F, LINEAR_CROSS_ENTROPY) else None
 
 
@@ -135,7 +135,7 @@ def linear_cross_entropy(
         raise ValueError(f"Expected token_weight of shape {list(layer.positions)}, got {list(token_weight.shape)}")
     loss_options = LinearLossOptions(
         layer.num_classes,
-        _REDUCTIONS[reduction],
+        REDUCTIONS[reduction],
         *plain[3:],
         terms.logit_scale,
         terms.softcap,
@@ -275,7 +275,7 @@ def _refusal(
     label_smoothing: float,
 ) -> str | None:
     """Why the call is no problem for us, or ``None``: torch knows the error, if it is one."""
-    if reduction not in _REDUCTIONS:
+    if reduction not in REDUCTIONS:
         return "the reduction is none of 'none', 'mean' and 'sum'"
     return layer.refusal(target, weight, ignore_index, label_smoothing)
 

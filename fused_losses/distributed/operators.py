@@ -160,17 +160,17 @@ def _(grad_output: Tensor, logits: Tensor, weight: Any, token_weight: Tensor | N
 @first_derivative_only
 def _differentiate(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     _refuse_weight(ctx, 2)
-    none: list[Tensor | None] = [None] * (4 + len(ctx.options))
+    found: list[Tensor | None] = [None] * (4 + len(ctx.options))
     if grad_output is None:
-        return tuple(none)
+        return tuple(found)
     logits, _target, weight, token_weight, *kept = ctx.saved_tensors
     wants_logits, *_, wants_token_weight = ctx.needs_input_grad[:4]
     of_logits, of_token_weight = _cross_entropy_backward(
         grad_output, logits, weight, token_weight, *kept, wants_logits, *ctx.options
     )
-    none[0] = of_logits if wants_logits else None
-    none[3] = of_token_weight if wants_token_weight else None
-    return tuple(none)
+    found[0] = of_logits if wants_logits else None
+    found[3] = of_token_weight if wants_token_weight else None
+    return tuple(found)
 
 
 cross_entropy.register_autograd(_differentiate, setup_context=_save_loss(4))

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from .. import _ops
 
-__all__ = ["MEAN", "NONE", "SUM", "Operator", "call", "register"]
+__all__ = ["MEAN", "NONE", "REDUCTIONS", "SUM", "Operator", "call", "register"]
 
 # The operators' numbers of the reductions, as torch.nn._reduction has them.
 NONE = 0
 MEAN = 1
 SUM = 2
+REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 
 are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 below_autograd = torch._C._AutoDispatchBelowAutograd
