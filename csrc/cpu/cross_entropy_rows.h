@@ -233,7 +233,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       // Read before the gradient is written: it may be written over the logits.
       const UnitAndSlope<A> target =
           row.units().of(point.target_class >= 0 ? load_scalar(x + point.target_class) : A(0));
-      const A target_logit = target.value[0];
+      const A target_logit = target.unit[0];
       const A* stash = nullptr;
       Statistics<A> statistics{};
       const auto shifted_target = [&] {
@@ -304,7 +304,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       if (point.target_class >= 0) {
         const A p = target_exponential * inverse_sum;
         const A value = row.gradient_at_target(mass, point, p, statistics.others * inverse_sum);
-        store_scalar(gradient + point.target_class, value * (target.derivative[0] * scale));
+        store_scalar(gradient + point.target_class, value * (target.slope[0] * scale));
       }
     }
     if (params.block_losses != nullptr) params.block_losses[block] = block_loss.value();

@@ -12,12 +12,15 @@ template <class T>
 void units(const UnitTransform& transform, const T* logits, Accumulation<T>* units, Accumulation<T>* slopes,
            int64_t count) {
   const auto scale = scale_in_unit<Accumulation<T>>(transform);
-  if (transform.softcap == 0) {
-    write_units<false, false>(logits, scale, units, slopes, count, 0);
-  } else if (slopes == nullptr) {
-    write_units<true, false>(logits, scale, units, slopes, count, 0);
-  } else {
-    write_units<true, true>(logits, scale, units, slopes, count, 0);
+  if (transform.softcap == 0) return write_scaled(logits, scale, units, count, 0);
+  Tangents<T> tangents;
+  for (int64_t first = 0; first < count; first += kMaxBlockUnits) {
+    const int64_t block = count - first < kMaxBlockUnits ? count - first : kMaxBlockUnits;
+    if (slopes == nullptr) {
+      tangents.template write<false>(logits + first, scale, units + first, nullptr, block, 0);
+    } else {
+      tangents.template write<true>(logits + first, scale, units + first, slopes + first, block, 0);
+    }
   }
 }
 

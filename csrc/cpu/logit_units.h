@@ -49,36 +49,74 @@ struct Slopes {
 
 // A unit, and its derivative besides scale_in_unit.
 template <class A>
-using UnitAndSlope = TanhAndDerivative<A>;
+struct UnitAndSlope {
+  Vec<A> unit;
+  Vec<A> slope;
+};
 
-template <bool kSoftcapped, class A>
-inline UnitAndSlope<A> unit_and_slope(Vec<A> logit, A scale_in_unit) {
-  if constexpr (kSoftcapped) {
-    return tanh_and_derivative_of_half<A>(logit * (scale_in_unit + scale_in_unit));
-  } else {
-    return {logit * scale_in_unit, broadcast(A(1))};
-  }
+template <class A>
+inline UnitAndSlope<A> unit_and_slope(A logit, A scale_in_unit, bool softcapped) {
+  const Vec<A> scaled = broadcast(logit * scale_in_unit);
+  if (!softcapped) return {scaled, broadcast(A(1))};
+  const Tanh<A> tangent = tanh_and_derivative<true, A>(scaled);
+  return {tangent.value, tangent.derivative};
 }
 
-// The units of `count` logits. `ahead`: how many logits further the lines lie that are asked for.
-template <bool kSoftcapped, bool kWantsSlopes, class T>
-FUSED_LOSSES_FLATTEN inline void write_units(const T* logits, Accumulation<T> scale, Accumulation<T>* units,
-                                             Accumulation<T>* slopes, int64_t count, int64_t ahead) {
+// `ahead`: how many logits further the lines lie that are asked for.
+template <class T>
+FUSED_LOSSES_FLATTEN inline void write_scaled(const T* logits, Accumulation<T> scale, Accumulation<T>* units,
+                                              int64_t count, int64_t ahead) {
+  sweep<Accumulation<T>>(
+      count,
+      [&](int64_t i, int slot) {
+        if (begins_line<T>(slot)) __builtin_prefetch(logits + i + ahead);  // Note [Prefetching]
+        store(units + i, load(logits + i) * scale);
+      },
+      [&](int64_t i, int64_t rest) { store_partial(units + i, load_partial(logits + i, rest, 0) * scale, rest); });
+}
+
+// Whether any is large: without kLarge the tangents are then wrong. See Note [Tanh]. NaN gives NaN either way.
+template <bool kLarge, bool kWantsSlopes, class T>
+FUSED_LOSSES_FLATTEN inline bool write_tangents(const T* logits, Accumulation<T> scale, Accumulation<T>* units,
+                                                Accumulation<T>* slopes, int64_t count, int64_t ahead) {
   using A = Accumulation<T>;
+  Vec<A> largest[4] = {};  // of the squares
   sweep<A>(
       count,
       [&](int64_t i, int slot) {
         if (begins_line<T>(slot)) __builtin_prefetch(logits + i + ahead);  // Note [Prefetching]
-        const auto [unit, slope] = unit_and_slope<kSoftcapped>(load(logits + i), scale);
-        store(units + i, unit);
-        if constexpr (kWantsSlopes) store(slopes + i, slope);
+        const Tanh<A> tangent = tanh_and_derivative<kLarge, A>(load(logits + i) * scale);
+        store(units + i, tangent.value);
+        if constexpr (kWantsSlopes) store(slopes + i, tangent.derivative);
+        largest[slot] = max_of(tangent.square, largest[slot]);
       },
       [&](int64_t i, int64_t rest) {
-        const auto [unit, slope] = unit_and_slope<kSoftcapped>(load_partial(logits + i, rest, A(0)), scale);
-        store_partial(units + i, unit, rest);
-        if constexpr (kWantsSlopes) store_partial(slopes + i, slope, rest);
+        const Tanh<A> tangent = tanh_and_derivative<kLarge, A>(load_partial(logits + i, rest, A(0)) * scale);
+        store_partial(units + i, tangent.value, rest);
+        if constexpr (kWantsSlopes) store_partial(slopes + i, tangent.derivative, rest);
+        largest[0] = max_of(tangent.square, largest[0]);
       });
+  return max_lanes<A>(max_of(max_of(largest[0], largest[1]), max_of(largest[2], largest[3]))) > kTanhSmallSquare<A>;
 }
+
+// The units of softcapped logits, and their slopes. Where the last call met large ones, this one expects them.
+template <class T>
+class Tangents {
+ public:
+  using A = Accumulation<T>;
+
+  template <bool kWantsSlopes>
+  void write(const T* logits, A scale, A* units, A* slopes, int64_t count, int64_t ahead) {
+    const bool may_be_wrong =
+        !expects_large_ && write_tangents<false, kWantsSlopes>(logits, scale, units, slopes, count, ahead);
+    if (expects_large_ || may_be_wrong) {
+      expects_large_ = write_tangents<true, kWantsSlopes>(logits, scale, units, slopes, count, ahead);
+    }
+  }
+
+ private:
+  bool expects_large_ = false;
+};
 
 // Blocks of logits where x is these times a positive scale: the units are the logits.
 template <class T, bool kTransformed>
@@ -104,7 +142,10 @@ class LogitUnits<T, true> {
   using A = Accumulation<T>;
 
   explicit LogitUnits(const UnitTransform& transform)
-      : factor(unit_factor<A>(transform)), softcapped_(transform.softcap != 0), scale_(scale_in_unit<A>(transform)) {}
+      : factor(unit_factor<A>(transform)), softcapped_(transform.softcap != 0), scale_(scale_in_unit<A>(transform)) {
+    if (softcapped_) return;
+    for (A& slope : slopes_) slope = A(1);
+  }
 
   const A factor;
 
@@ -112,21 +153,19 @@ class LogitUnits<T, true> {
   template <bool kWantsSlopes>
   const A* of_block(const T* logits, int64_t count) {
     if (softcapped_) {
-      write_units<true, kWantsSlopes>(logits, scale_, units_, slopes_, count, 2 * count);
+      tangents_.template write<kWantsSlopes>(logits, scale_, units_, slopes_, count, 2 * count);
     } else {
-      write_units<false, kWantsSlopes>(logits, scale_, units_, slopes_, count, 2 * count);
+      write_scaled(logits, scale_, units_, count, 2 * count);
     }
     return units_;
   }
   Slopes<A> slopes() const { return {slopes_}; }
-  UnitAndSlope<A> of(A logit) const {
-    return softcapped_ ? unit_and_slope<true>(broadcast(logit), scale_)
-                       : unit_and_slope<false>(broadcast(logit), scale_);
-  }
+  UnitAndSlope<A> of(A logit) const { return unit_and_slope(logit, scale_, softcapped_); }
 
  private:
   bool softcapped_;
   A scale_;
+  Tangents<T> tangents_;
   alignas(64) A units_[kMaxBlockUnits];
   alignas(64) A slopes_[kMaxBlockUnits];
 };

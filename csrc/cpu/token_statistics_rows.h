@@ -99,7 +99,7 @@ class TokenRows {
     const T* logits = logits_of(position);
     const int64_t num_classes = params_.num_classes;
     const int64_t target = target_of(position);
-    const A target_unit = target >= 0 ? units_.of(load_scalar(logits + target)).value[0] : A(0);
+    const A target_unit = target >= 0 ? units_.of(load_scalar(logits + target)).unit[0] : A(0);
     const auto target_z = [&](A shift) { return shifted_logit(target_unit, shift, units_.factor); };
 
     A max = -kInfinity<A>;      // of the units so far

@@ -64,21 +64,6 @@ inline V multiply_subtract(V a, V b, V c) {
 #endif
 }
 
-#if defined(__AVX512F__) || defined(__FMA__) || defined(__aarch64__)
-constexpr bool kFusesProducts = true;
-#else
-constexpr bool kFusesProducts = false;
-#endif
-
-// a / b by the inverse of b, which the caller needs besides: one step of Newton's mends the product's last digit. Where
-// its remainder would be rounded a division is as good.
-template <class V>
-inline V divide(V a, V b, V inverse_of_b) {
-  if constexpr (!kFusesProducts) return a / b;
-  const V quotient = a * inverse_of_b;
-  return quotient - multiply_subtract(quotient, b, a) * inverse_of_b;
-}
-
 inline bool any_lane(IntVec<float> mask) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask(bit_cast<__m512i>(mask)) != 0;

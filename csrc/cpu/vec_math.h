@@ -36,11 +36,12 @@ struct MathConstants<float> {
   static constexpr float kRound = 12582912.0f;    // 1.5 * 2^23
   static constexpr float kExpLowest = -87.3365f;  // exp is subnormal below
   static constexpr float kExpZero = -88.0f;       // where 2^n, n = -127, has become 0
-  static constexpr float kTanhLowest = -60.0f;    // of y in tanh, which has been 1 for long
   static constexpr float kExp[] = {0.5000000027f, 0.1666657665f, 0.04166637427f, 0.008363235069f,
                                    0.001394120437f};  // 8e-9
   static constexpr float kLog[] = {-0.4999998916f, 0.3333330806f,  -0.2500152554f, 0.2000303446f,  -0.1661102029f,
                                    0.141629878f,   -0.1320975112f, 0.130085773f,   -0.07825121291f};  // 4e-9
+  static constexpr float kTanhNumerator[] = {21.3187454289f, 0.934778755236f};
+  static constexpr float kTanhDenominator[] = {63.9562422952f, 28.3867894753f, 1.0f};  // 1.4e-9 of tanh
   static constexpr float kSmallestNormal = 0x1p-126f;
   static constexpr float kTwoToMantissa = 0x1p23f;
   static constexpr int kMantissaBits = 23;
@@ -57,7 +58,6 @@ struct MathConstants<double> {
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kExpLowest = -708.3964;
   static constexpr double kExpZero = -709.0;
-  static constexpr double kTanhLowest = -60.0;
   static constexpr double kExp[] = {0.49999999999999999997,   0.1666666666666667103,    0.041666666666666683892,
                                     0.008333333333326083043,  0.0013888888888874327325, 0.00019841269875002816428,
                                     2.4801587347515960777e-5, 2.7557255169160032197e-6, 2.7557252734314130101e-7,
@@ -66,6 +66,10 @@ struct MathConstants<double> {
       0.33333333333333333147,  0.20000000000000113123,  0.14285714285690340191,  0.11111111113651695356,
       0.090909089331307296718, 0.076923139189737451875, 0.066665032728106300415, 0.058852656038871041698,
       0.052278371346170545214, 0.050471553043388464267, 0.028986893692807492485, 0.080281371907737097348};  // 1e-21
+  static constexpr double kTanhNumerator[] = {1315.138120497854065309, 84.40585059174942771191,
+                                              0.9567625276926094605002, 0.00006692806421116094530263};
+  static constexpr double kTanhDenominator[] = {3945.414361493573784944, 1831.383296372468279221,
+                                                96.64223332011474891414, 1.0};  // 2e-17
   static constexpr int kMantissaBits = 52;
   static constexpr int64_t kExponentBias = 1023;
   static constexpr int64_t kSqrtHalfBits = 0x3fe6a09e667f3bcd;
@@ -85,41 +89,45 @@ inline Vec<A> exp(Vec<A> x) {
   return scale((r * r) * polynomial(r, C::kExp) + r + A(1), n, x, C::kExpLowest);
 }
 
-// tanh(x / 2) by expm1(y) / (expm1(y) + 2), y = -|x|, with expm1(y) = 2^n (exp(r) - 1) + (2^n - 1), where nothing
-// cancels: n is 0 or the second term is at most -1/2 and the first at most 1/5. The derivative of tanh there is
-// 4 exp(y) / (expm1(y) + 2)^2, exact where tanh is 1 but for the last digits. One part of ln 2 will do where products
-// are fused: its error is multiplied by n 2^n.
+// Note [Tanh]
+// For |x| <= 5/4, where nearly every logit under a softcap lies, tanh(x) = x - x^3 N(x^2) / D(x^2), and the derivative
+// is 1 - tanh^2. Beyond, with e = exp(-2 |x|) and c = e / (1 + e), |tanh| = 1 - 2 c and the derivative 4 (c - c^2),
+// exact where tanh is 1 but for the last digits. Whether there is any such lane decides over three quarters of the
+// work, so a loop first does without (kLarge false) and looks whether it may. A lane's result depends on its own x
+// alone.
 template <class A>
-struct TanhAndDerivative {
+struct Tanh {
   Vec<A> value;
   Vec<A> derivative;
+  Vec<A> square;  // of x. Above kTanhSmallSquare both are wrong, but for kLarge
 };
 
 template <class A>
-inline TanhAndDerivative<A> tanh_and_derivative_of_half(Vec<A> x) {
+constexpr A kTanhSmallSquare = A(25) / A(16);
+
+template <bool kLarge, class A>
+inline Tanh<A> tanh_and_derivative(Vec<A> x) {
   using C = MathConstants<A>;
-  const IntVec<A> sign = bit_cast<IntVec<A>>(-Vec<A>{});  // broadcast(-0) would be 0 + -0, which is 0
-  const IntVec<A> negative = bit_cast<IntVec<A>>(x) | sign;
-  const Vec<A> y = max_of(broadcast<A>(C::kTanhLowest), bit_cast<Vec<A>>(negative));
-  const Vec<A> rounded = y * C::kLog2E + C::kRound;
-  const Vec<A> n = rounded - C::kRound;
-  const Vec<A> r = kFusesProducts ? y - n * (C::kLn2High + C::kLn2Low) : (y - n * C::kLn2High) - n * C::kLn2Low;
-  // n is in the lowest bits, and 2^n a normal number.
-  const IntVec<A> one = bit_cast<IntVec<A>>(broadcast(A(1)));
-  const Vec<A> power = bit_cast<Vec<A>>((bit_cast<IntVec<A>>(rounded) << C::kMantissaBits) + one);
-  const Vec<A> expm1_of_r = (r * r) * polynomial(r, C::kExp) + r;
-  const Vec<A> expm1 = power * expm1_of_r + (power - A(1));
-  const Vec<A> divisor = expm1 + A(2);
-  const Vec<A> inverse = A(1) / divisor;
-  const Vec<A> root = inverse + inverse;
-  const IntVec<A> negative_result = bit_cast<IntVec<A>>(divide(expm1, divisor, inverse));
-  const IntVec<A> result = negative_result ^ negative ^ bit_cast<IntVec<A>>(x);
-  return {bit_cast<Vec<A>>(result), (power * expm1_of_r + power) * (root * root)};
+  const Vec<A> square = x * x;
+  const Vec<A> numerator = (x * square) * polynomial(square, C::kTanhNumerator);
+  const Vec<A> denominator = polynomial(square, C::kTanhDenominator);
+  if constexpr (!kLarge) {
+    const Vec<A> value = x - numerator / denominator;
+    return {value, A(1) - value * value, square};
+  } else {
+    const IntVec<A> is_small = square <= broadcast(kTanhSmallSquare<A>);
+    const IntVec<A> sign = bit_cast<IntVec<A>>(-Vec<A>{});  // broadcast(-0) would be 0 + -0, which is 0
+    const Vec<A> e = exp<A>(bit_cast<Vec<A>>(bit_cast<IntVec<A>>(x + x) | sign));
+    const Vec<A> c = select(is_small, numerator, e) / select(is_small, denominator, e + A(1));
+    const IntVec<A> magnitude = bit_cast<IntVec<A>>(A(1) - (c + c));
+    const Vec<A> value = select(is_small, x - c, bit_cast<Vec<A>>(magnitude | (bit_cast<IntVec<A>>(x) & sign)));
+    return {value, select(is_small, A(1) - value * value, (c - c * c) * A(4)), square};
+  }
 }
 
 template <class A>
 inline Vec<A> tanh(Vec<A> x) {
-  return tanh_and_derivative_of_half<A>(x + x).value;
+  return tanh_and_derivative<true, A>(x).value;
 }
 
 // log(1 + f) for -0.3 < f <= 1 by 2 atanh(s), s = f / (2 + f). Since 2 s = f - s f, it is f less a smaller term, and

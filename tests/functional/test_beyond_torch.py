@@ -142,6 +142,26 @@ def test_infinite_logits_are_finite_under_a_softcap(num_classes):
     assert leaf.grad[[1, 3]].isnan().all() and leaf.grad[[0, 2, 4, 5]].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_classes", [5, 70, 1200, 5000])
+def test_a_logit_beyond_the_softcap_changes_no_bit_of_the_others(num_classes, dtype):
+    """The tangents of small logits are computed in another way where there are large ones near them."""
+    small = (torch.randn(7, num_classes) * 4 + 15).to(dtype)
+    small[:, 1] = -36  # the exponential of either is too small to show in the sum
+    large = small.clone()
+    large[:, 1] = -1e4
+    target = torch.tensor([0] * 6 + [num_classes - 1])
+    found = []
+    for logits in (small, large):
+        leaf = logits.clone().requires_grad_()
+        losses = cross_entropy(leaf, target, softcap=30.0, reduction="none")
+        found.append((losses, *torch.autograd.grad(losses.sum(), leaf)))
+    (losses, gradient), (expected_losses, expected_gradient) = found
+    others = [c for c in range(num_classes) if c != 1]
+    assert torch.equal(losses, expected_losses)
+    assert torch.equal(gradient[:, others], expected_gradient[:, others])
+
+
 DENSE = [name for name in TERMS if "focal" not in name and name != "all"]
 
 
