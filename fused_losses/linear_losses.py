@@ -11,6 +11,7 @@ from torch.overrides import handle_torch_function
 
 from .autograd.linear_cross_entropy import fused_linear_cross_entropy
 from .autograd.linear_operator import linear_cross_entropy_in_a_graph
+from .autograd.linear_token_operator import linear_token_statistics_in_a_graph
 from .autograd.linear_token_statistics import LinearTokenStatisticsFunction, fused_linear_token_statistics
 from .linear_layer import LinearLayer, checked_layer
 from .operators.class_axis import INDEX_DTYPES
@@ -251,18 +252,20 @@ def linear_token_statistics(
         if has_overrides(input, linear_weight, linear_bias, target)
         else _against_layer(layer, target, None) or refusal_of_statistics(layer.stand_in(), target.flatten(), *options)
     )
-    if reason is None and kernel_route() != EAGER:
-        reason = "a transform, a mode or a graph sees torch's operators"
+    route = kernel_route()
+    if reason is None and route == WATCHED:
+        reason = "a transform or a mode sees torch's operators"
+    note("linear_token_statistics", route if reason is None else f"torch: {reason}")
     if reason is not None:
-        note("linear_token_statistics", f"torch: {reason}")
         results: tuple[Tensor, ...] = composite_statistics(options, *arguments)
+    elif route == COMPILED:
+        results = linear_token_statistics_in_a_graph(options, *arguments)
     else:
-        note("linear_token_statistics", EAGER)
         differentiates = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
         if differentiates:
             results = LinearTokenStatisticsFunction.apply(*arguments, options)  # type: ignore[no-untyped-call]
         else:
-            results = fused_linear_token_statistics(options, *arguments)
+            results = fused_linear_token_statistics(options, *arguments)[:-1]
     return TokenStatistics(*(result.view(layer.positions) for result in results))
 
 

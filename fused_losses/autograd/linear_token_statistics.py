@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,14 @@ from ..routing import is_watched
 from .backward import below_autograd, is_batched
 from .linear_chunks import LinearChunks, LinearGradients
 
-__all__ = ["LinearTokenStatisticsFunction", "fused_linear_token_statistics"]
+__all__ = [
+    "LinearTokenStatisticsFunction",
+    "StatisticsOptions",
+    "fused_linear_token_statistics",
+    "gradients_of_statistics",
+]
 
-_Options = tuple[float, float, int]  # logit_scale, softcap (0: none), ignore_index
+StatisticsOptions = tuple[float, float, int]  # logit_scale, softcap (0: none), ignore_index
 
 
 def _chunks(input: Tensor, weight: Tensor, bias: Tensor | None) -> LinearChunks:
@@ -23,23 +29,37 @@ def _chunks(input: Tensor, weight: Tensor, bias: Tensor | None) -> LinearChunks:
 
 
 def fused_linear_token_statistics(
-    options: _Options,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    saved: list[Tensor] | None = None,
+    options: StatisticsOptions, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
 ) -> tuple[Tensor, ...]:
-    """Log-probability, log-sum-exp, entropy and argmax of each row; ``saved`` takes what the backward needs."""
+    """Log-probability, log-sum-exp, entropy and argmax of each row, and what the backward needs, (4, N)."""
     parts: list[tuple[Tensor, ...]] = []
     with torch.no_grad(), autocast_is_off(input.device.type), below_autograd():
         chunks = _chunks(input, weight, bias)
         for chunk in chunks:
-            *results, of_chunk = _ops.token_statistics(chunks.logits(chunks.rows(chunk)), chunk.take(target), *options)
-            parts.append(tuple(results))
-            if saved is not None:
-                saved.append(of_chunk)
-    return tuple(torch.cat(results) for results in zip(*parts, strict=True))
+            parts.append(_ops.token_statistics(chunks.logits(chunks.rows(chunk)), chunk.take(target), *options))
+    *results, saved = zip(*parts, strict=True)
+    return (*(torch.cat(result) for result in results), torch.cat(saved, 1))
+
+
+def gradients_of_statistics(
+    options: StatisticsOptions,
+    tensors: Sequence[Any],
+    saved: Tensor,
+    wanted: tuple[bool, bool, bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Of input, weight and bias, as far as they are wanted."""
+    input, weight, bias, target = tensors
+    with torch.no_grad(), autocast_is_off(input.device.type), below_autograd():
+        chunks = _chunks(input, weight, bias)
+        gradients = LinearGradients(chunks, wanted)
+        for chunk in chunks:
+            rows = chunks.rows(chunk)
+            of_rows = [None if grad is None else chunk.take(grad) for grad in grads]
+            of_chunk = saved[:, chunk.begin : chunk.end].contiguous()
+            arguments = (*of_rows, chunks.logits(rows), chunk.take(target), of_chunk, *options)
+            gradients.add(chunk, rows, _ops.token_statistics_backward(*arguments))
+    return [None if gradient is None else gradient.to(input.dtype) for gradient in gradients.total()]
 
 
 class LinearTokenStatisticsFunction(torch.autograd.Function):
@@ -60,42 +80,31 @@ class LinearTokenStatisticsFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: _Options
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: StatisticsOptions
     ) -> tuple[Tensor, ...]:
-        saved: list[Tensor] = []
-        results = fused_linear_token_statistics(options, input, weight, bias, target, saved)
+        *results, saved = fused_linear_token_statistics(options, input, weight, bias, target)
         ctx.mark_non_differentiable(results[-1])
         ctx.set_materialize_grads(False)
         ctx.options = options
-        ctx.save_for_backward(input, weight, bias, target, *saved)
-        return results
+        ctx.save_for_backward(input, weight, bias, target, saved)
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        input, weight, bias, target, *saved = ctx.saved_tensors
+        *tensors, saved = ctx.saved_tensors
         grads = grad_outputs[:3]
         if all(grad is None for grad in grads):
             return (None,) * 5
         if _is_watched_backward(grads):
-            return (*_watched_gradients(ctx, (input, weight, bias, target), grads), None, None)
-        with autocast_is_off(input.device.type), below_autograd():
-            chunks = _chunks(input, weight, bias)
-            gradients = LinearGradients(chunks, ctx.needs_input_grad[:3])
-            for chunk, of_chunk in zip(chunks, saved, strict=True):
-                rows = chunks.rows(chunk)
-                of_rows = [None if grad is None else chunk.take(grad) for grad in grads]
-                logits = chunks.logits(rows)
-                arguments = (*of_rows, logits, chunk.take(target), of_chunk, *ctx.options)
-                gradients.add(chunk, rows, _ops.token_statistics_backward(*arguments))
-        found = zip(gradients.total(), (input, weight, bias), strict=True)
-        return (*(None if gradient is None else gradient.to(tensor.dtype) for gradient, tensor in found), None, None)
+            return (*_watched_gradients(ctx, tensors, grads), None, None)
+        return (*gradients_of_statistics(ctx.options, tensors, saved, ctx.needs_input_grad[:3], grads), None, None)
 
 
 def _is_watched_backward(grads: tuple[Tensor | None, ...]) -> bool:
     return is_watched() or torch.is_grad_enabled() or any(grad is not None and is_batched(grad) for grad in grads)
 
 
-def _watched_gradients(ctx: Any, tensors: tuple[Any, ...], grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+def _watched_gradients(ctx: Any, tensors: Sequence[Any], grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     """Through torch's operators, with all logits. Of aliases: see Note [Hooks of saved tensors]."""
     *differentiable, target = tensors
     needed = ctx.needs_input_grad[:3]

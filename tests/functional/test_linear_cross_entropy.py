@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from compiled_graphs import check_compiled
 from parity import assert_not_less_exact
 from torch.utils.checkpoint import checkpoint
 
@@ -445,25 +446,6 @@ def test_autocast_has_the_rules_of_the_layer_and_of_the_loss(backward_inside, dt
     for our, torchs_, exact_ in zip(ours, torchs, exact, strict=True):
         largest = exact_.abs().amax()
         assert (our - exact_).abs().amax() <= (torchs_ - exact_).abs().amax() + 1e-6 * largest
-
-
-def check_compiled(loss, leaves, operator, dynamic=None):
-    """A graph without a break, with this operator, and the loss and gradients of eager mode, to the bit."""
-    torch.compiler.reset()
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
-    compiled = torch.compile(loss, backend=backend, fullgraph=True, dynamic=dynamic)
-    assert torch.equal(compiled(*leaves), loss(*leaves))
-    found, expected = (torch.autograd.grad(f(*leaves).sum() * 3, leaves) for f in (compiled, loss))
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    with torch.no_grad():
-        assert torch.equal(compiled(*leaves), loss(*leaves))
-    targets = {str(node.target) for graph in graphs for node in graph.graph.nodes}
-    assert f"fused_losses.{operator}.default" in targets
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

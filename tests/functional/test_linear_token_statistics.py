@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from compiled_graphs import check_compiled
 
 import fused_losses
 from fused_losses.autograd import linear_chunks
@@ -79,7 +80,7 @@ def test_first_and_second_derivatives():
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
-def test_transforms_autocast_and_compiled_graphs():
+def test_transforms_and_autocast():
     leaves, target = problem(dtype=torch.float32)
 
     def total(function):
@@ -91,13 +92,31 @@ def test_transforms_autocast_and_compiled_graphs():
 
     expected = torch.autograd.grad(total(of_logits)(*leaves), leaves)
     torch.testing.assert_close(torch.func.grad(total(linear_token_statistics), (0, 1, 2))(*leaves), expected)
-    torch.compiler.reset()
-    compiled = torch.compile(total(linear_token_statistics), backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(torch.autograd.grad(compiled(*leaves), leaves), expected)
     with torch.autocast("cpu", torch.bfloat16):
         loss = total(linear_token_statistics)(*leaves)
     rounded = [leaf.detach().bfloat16().float() for leaf in leaves]
     torch.testing.assert_close(loss, total(of_logits)(*rounded))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("used", ["log_prob", "log_sum_exp", "entropy", "all"])
+def test_a_compiled_graph_has_no_break_and_holds_the_operator(used, dynamic):
+    leaves, target = problem(dtype=torch.bfloat16)
+
+    def loss(*leaves):
+        tokens = linear_token_statistics(*leaves[:2], target, linear_bias=leaves[2], logit_scale=-0.7, softcap=3.0)
+        return sum(tokens[:3]) + tokens.argmax if used == "all" else getattr(tokens, used)
+
+    check_compiled(loss, leaves, "linear_token_statistics", dynamic)
+
+
+def test_the_operators_are_described_to_torch():
+    leaves, target = problem()
+    everything = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    operator = torch.ops.fused_losses.linear_token_statistics.default
+    torch.library.opcheck(operator, (*leaves, target, 1.3, 2.0, -100), test_utils=everything)
+    no_bias = (*leaves[:2], None, target, 1.0, 0.0, -100)
+    torch.library.opcheck(operator, no_bias, test_utils=everything)
 
 
 def test_a_kept_graph():
