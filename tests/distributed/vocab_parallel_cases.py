@@ -664,10 +664,10 @@ def check_compiled(step: Callable[..., Tensor], leaves: list[Tensor], backend: s
     return held
 
 
-@case_of(2)
+@case
 def a_compiled_graph_holds_the_operators(rank: int) -> None:
     """Uneven shards give the ranks different sizes to plan for; what they send must come in one order."""
-    shards = Shards((300, 3), rank)
+    shards = Shards((300, 3, 0, 40)[: dist.get_world_size()], rank)
     logits, target = problem(shards)
     layer = [torch.randn(7, 64), *(x[shards.mine] for x in torch.randn(shards.num_classes, 65).split((64, 1), 1))]
     weight = torch.rand(shards.num_classes)[shards.mine]
@@ -688,12 +688,12 @@ def a_compiled_graph_holds_the_operators(rank: int) -> None:
 
     leaves = [logits[:, shards.mine], *layer, torch.randn(7)]
     names = ["cross_entropy", "linear_cross_entropy"] * 3 + ["token_statistics"]
-    for backend in ("aot_eager", "inductor"):
+    for backend in ("aot_eager", "inductor") if dist.get_world_size() == 2 else ("aot_eager",):
         held = check_compiled(step, leaves, backend)
         assert [name.removeprefix("fused_losses.vocab_parallel_").split(".")[0] for name in held] == names
 
 
-@case_of(2)
+@case
 def errors_inside_compiled_graphs(rank: int) -> None:
     """Of one rank's arguments, which the trace might have raised there alone, and of all ranks' targets."""
     shards = layouts(rank)[1]
