@@ -38,8 +38,9 @@ from .routing import (
     reason_for_torch,
     without_waiting_wrapper,
 )
-from .tokens import TokenStatistics, entropy_from_logits, selective_log_softmax, token_statistics
+from .tokens import TokenStatistics, token_statistics
 from .torch_losses import mark_as_replacement, torch_function
+from .trl_functions import entropy_from_logits, selective_log_softmax, selective_log_softmax_and_entropy
 
 __all__ = [
     "TokenStatistics",
@@ -51,6 +52,7 @@ __all__ = [
     "linear_token_statistics",
     "nll_loss",
     "selective_log_softmax",
+    "selective_log_softmax_and_entropy",
     "sigmoid_focal_loss",
     "token_statistics",
 ]

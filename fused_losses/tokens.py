@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .operators.class_axis import NO_INDEX
 from .operators.logit_transform import LogitTransform
 from .operators.registration import call
 from .operators.row_terms import row_terms
@@ -15,7 +14,7 @@ from .operators.token_statistics import composite, refusal
 from .route_log import note
 from .routing import has_overrides, kernel_route, reason_for_torch, without_waiting_wrapper
 
-__all__ = ["TokenStatistics", "entropy_from_logits", "selective_log_softmax", "token_statistics"]
+__all__ = ["TokenStatistics", "token_statistics"]
 
 
 class TokenStatistics(NamedTuple):
@@ -96,45 +95,3 @@ def token_statistics(
     with torch.no_grad():
         argmax = LogitTransform(*options[:2]).transformed(logits).argmax(-1)
     return TokenStatistics(log_prob, log_sum_exp, entropy, argmax)
-
-
-def selective_log_softmax(logits: Tensor, index: Tensor) -> Tensor:
-    r"""``log_softmax(logits, -1).gather(-1, index)`` without the tensor of log-probabilities.
-
-    Args:
-        logits: the class axis last.
-        index: classes, one a row or, with one axis more, several.
-
-    Shape:
-        - logits: :math:`(\dots, V)`.
-        - index and the result: :math:`(\dots)` or :math:`(\dots, K)`.
-
-    Returns:
-        Log-probabilities of the logits' type.
-
-    Source: the function of this name in TRL, whose argument names, shapes and types these are.
-    """
-    if index.dim() == logits.dim() - 1:
-        return token_statistics(logits, index, ignore_index=NO_INDEX).log_prob.to(logits.dtype)
-    log_sum_exp = token_statistics(logits, index[..., 0], ignore_index=NO_INDEX).log_sum_exp
-    return (logits.gather(-1, index).to(log_sum_exp.dtype) - log_sum_exp.unsqueeze(-1)).to(logits.dtype)
-
-
-def entropy_from_logits(logits: Tensor, chunk_size: int = 128) -> Tensor:
-    r"""The entropy of ``softmax(logits, -1)`` in nats, without the tensor of probabilities.
-
-    Args:
-        logits: the class axis last.
-        chunk_size: of no meaning here, since nothing of the logits' size is made.
-
-    Shape:
-        - logits: :math:`(\dots, V)`.
-        - the result: :math:`(\dots)`.
-
-    Returns:
-        Entropies of the logits' type.
-
-    Source: the function of this name in TRL, whose argument names, shapes and types these are.
-    """
-    no_target = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    return token_statistics(logits, no_target, ignore_index=0).entropy.to(logits.dtype)

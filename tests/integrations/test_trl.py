@@ -1,4 +1,4 @@
-"""TRL's two functions over their options, and where they are replaced."""
+"""TRL's functions over their options, and where they are replaced."""
 
 import sys
 import types
@@ -13,7 +13,8 @@ from trl.trainer import utils
 from fused_losses.integrations import trl as bridge
 
 # In a tuple: enable() finds what is a global.
-STOCK = (utils.selective_log_softmax, utils.entropy_from_logits)
+NAMES = ("selective_log_softmax", "entropy_from_logits", "selective_log_softmax_and_entropy")
+STOCK = tuple(getattr(utils, name) for name in NAMES if hasattr(utils, name))
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def disabled():
     yield
     if bridge.is_enabled():  # it looks into every module
         bridge.disable()
-    assert utils.selective_log_softmax is STOCK[0] and utils.entropy_from_logits is STOCK[1]
+    assert all(getattr(utils, stock.__name__) is stock for stock in STOCK)
 
 
 def result(function, logits, *arguments, **options):
@@ -52,6 +53,28 @@ def test_selective_log_softmax(dtype, temperature, several, masked):
         options["row_mask"] = (torch.rand(index.shape) < 0.6).int()
     stock = result(STOCK[0], logits, index, **options)
     assert_close(result(bridge.selective_log_softmax, logits, index, **options), stock, dtype)
+
+
+@pytest.mark.skipif(len(STOCK) < 3, reason="this TRL has no selective_log_softmax_and_entropy")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("entropy_requires_grad", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_at_once(dtype, temperature, entropy_requires_grad, masked):
+    logits = (3 * torch.randn(2, 5, 41)).to(dtype)
+    index = torch.randint(41, (2, 5))
+    options = dict(temperature=temperature, entropy_requires_grad=entropy_requires_grad)
+    if masked:
+        options["row_mask"] = (torch.rand(index.shape) < 0.6).int()
+
+    def combined(function):
+        def of_logits(logits):
+            log_prob, entropy = function(logits, index, **options)
+            return log_prob + 2 * entropy
+
+        return result(of_logits, logits)
+
+    assert_close(combined(bridge.selective_log_softmax_and_entropy), combined(STOCK[2]), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
