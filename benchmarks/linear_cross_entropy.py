@@ -23,7 +23,8 @@ from torch import Tensor
 
 import fused_losses
 from benchmarks.cpu_device import CpuDevice
-from benchmarks.linear_peers import PEERS, LinearLoss, load_peers
+from benchmarks.linear_peers import PEERS, LinearLoss
+from benchmarks.optional_peers import load_peers
 
 SHAPES = (
     "2048x256x32000",
@@ -160,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--emulated", action="store_true", help="torch's 16-bit products too: minutes")
     parser.add_argument("--peers", action="store_true", help="other packages' losses too")
     options = parser.parse_args(arguments)
-    peers, absent = load_peers() if options.peers else ({}, {})
+    peers, absent = load_peers(PEERS) if options.peers else ({}, {})
     columns = (*COLUMNS, *peers)
     title = f"forward and backward, {torch.get_num_threads()} threads: s (a multiple of fused), MB"
     table = Table("shape", "dtype", *columns, title=title)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PEERS", "LinearLoss", "load_peers"]
+__all__ = ["PEERS", "LinearLoss"]
 
 LinearLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of input, weight and target with -100 for what is ignored: the mean."""
@@ -57,15 +57,8 @@ def _trl() -> LinearLoss:
     return function
 
 
-PEERS = {"cut-cross-entropy": _cut_cross_entropy, "torchtune": _torchtune, "TRL": _trl}
-
-
-def load_peers() -> tuple[dict[str, LinearLoss], dict[str, str]]:
-    """Those that are installed, and why each of the others is not there."""
-    present, absent = {}, {}
-    for name, load in PEERS.items():
-        try:
-            present[name] = load()
-        except Exception as error:  # whatever another project's import raises is why it is absent
-            absent[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
-    return present, absent
+PEERS: dict[str, Callable[[], LinearLoss]] = {
+    "cut-cross-entropy": _cut_cross_entropy,
+    "torchtune": _torchtune,
+    "TRL": _trl,
+}

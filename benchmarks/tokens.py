@@ -3,19 +3,21 @@
 python -m benchmarks.tokens [--rows 2048 --classes 32000 ...]
 
 "cross-entropy" is the fused one; forward and backward, it reads the logits in both, as the statistics must, whose
-gradients nobody knows in the forward. TRL, where it is installed, gives two of the four statistics by two functions;
-their numbers are compared with ours first.
+gradients nobody knows in the forward. TRL and torchtune, where they are installed, give two and one of the four
+statistics; their numbers are compared with ours first.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.measure import Task
+from benchmarks.optional_peers import load_peers
 from benchmarks.ratios import print_ratios
+from benchmarks.token_peers import PEERS, TokenFunction
 from fused_losses import _ops
 from fused_losses.functional import TokenStatistics, token_statistics
 
@@ -27,19 +29,6 @@ def eager_statistics(logits: Tensor, target: Tensor) -> TokenStatistics:
     entropy = -(log_p.exp() * log_p).sum(-1)
     log_prob = log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     return TokenStatistics(log_prob, exact.logsumexp(-1), entropy, logits.argmax(-1))
-
-
-class TrlStatistics(NamedTuple):
-    log_prob: Tensor
-    entropy: Tensor
-
-
-def trl_statistics() -> Callable[[Tensor, Tensor], TrlStatistics] | None:
-    try:
-        from trl.trainer.utils import entropy_from_logits, selective_log_softmax
-    except ImportError:
-        return None
-    return lambda logits, target: TrlStatistics(selective_log_softmax(logits, target), entropy_from_logits(logits))
 
 
 def cross_entropy(logits: Tensor, target: Tensor, *, backward: bool) -> None:
@@ -55,16 +44,17 @@ def call(function: Callable[..., Any], logits: Tensor, target: Tensor, *, backwa
     with torch.set_grad_enabled(backward):
         result = function(logits, target)
     if backward:
-        differentiable = [part for part in result if part.is_floating_point()]
+        differentiable = [part for part in result if part is not None and part.is_floating_point()]
         torch.autograd.grad(torch.stack(differentiable).sum(), logits)
 
 
-def check_agreement(function: Callable[[Tensor, Tensor], TrlStatistics], logits: Tensor, target: Tensor) -> None:
-    """Refuses to time wrong numbers. TRL's are of the logits' type."""
+def check_agreement(function: TokenFunction, logits: Tensor, target: Tensor) -> None:
+    """Refuses to time wrong numbers. The peers' are of the logits' type."""
     ours, theirs = token_statistics(logits[:64], target[:64]), function(logits[:64], target[:64])
     tolerance = 1e-5 if logits.dtype is torch.float32 else 2e-2
-    torch.testing.assert_close(theirs.log_prob.float(), ours.log_prob, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(theirs.entropy.float(), ours.entropy, rtol=tolerance, atol=tolerance)
+    for their, our in zip(theirs, (ours.log_prob, ours.entropy), strict=True):
+        if their is not None:
+            torch.testing.assert_close(their.float(), our, rtol=tolerance, atol=tolerance)
 
 
 def contenders(logits: Tensor, target: Tensor, *, backward: bool) -> dict[str, Task]:
@@ -75,10 +65,14 @@ def contenders(logits: Tensor, target: Tensor, *, backward: bool) -> dict[str, T
         "torch's operators": partial(call, eager_statistics),
         "cross-entropy": cross_entropy,
     }
-    if (trl := trl_statistics()) is not None:
+    peers, absent = load_peers(PEERS)
+    if not logits.numel():  # once: for the head of the table
+        for name, why in absent.items():
+            print(f"without {name}: {why}")
+    for name, function in peers.items():
         if logits.numel() and not backward:
-            check_agreement(trl, logits.detach(), target)
-        functions["TRL"] = partial(call, trl)
+            check_agreement(function, logits.detach(), target)
+        functions[name] = partial(call, function)
     return {name: Task([partial(f, logits, target, backward=backward)]) for name, f in functions.items()}
 
 

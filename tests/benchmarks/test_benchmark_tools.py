@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import fused_losses
-from benchmarks import capabilities, linear_cross_entropy, linear_peers, row_terms, tokens
+from benchmarks import capabilities, linear_cross_entropy, row_terms, tokens
 from benchmarks.cpu_device import CpuDevice
 from benchmarks.import_time import import_seconds
 from benchmarks.measure import Task
 from benchmarks.memory import peak_extra_bytes
+from benchmarks.token_peers import PeerStatistics
 from fused_losses import _C
 from fused_losses.functional import cross_entropy, token_statistics
 
@@ -54,6 +55,23 @@ def test_the_statistics_of_tokens_are_timed_beside_cross_entropy_and_torch(capsy
     assert "bfloat16" in printed and "forward + backward" in printed and "(1.00)" in printed
 
 
+def test_other_packages_statistics_stand_beside_ours_or_say_why_not(capsys, monkeypatch):
+    def of_torch(logits, target):
+        return PeerStatistics(logits.float().log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1))
+
+    def missing():
+        raise ImportError("it is not installed\nat all")
+
+    arguments = ["--rows", "3", "--classes", "50", "--min-time", "0.01"]
+    monkeypatch.setattr(tokens, "PEERS", {"present": lambda: of_torch, "missing": missing})
+    tokens.main(arguments)
+    printed = capsys.readouterr().out
+    assert printed.count("without missing: ImportError: it is not installed\n") == 1 and "present" in printed
+    monkeypatch.setattr(tokens, "PEERS", {"wrong": lambda: lambda *p: PeerStatistics(of_torch(*p).log_prob * 1.1)})
+    with pytest.raises(AssertionError, match="not close"):
+        tokens.main(arguments)
+
+
 def test_the_eager_statistics_are_those_that_are_timed():
     logits, target = torch.randn(5, 40), torch.randint(40, (5,))
     for ours, eager in zip(token_statistics(logits, target), tokens.eager_statistics(logits, target), strict=True):
@@ -73,12 +91,12 @@ def test_other_packages_losses_of_a_linear_layer_stand_beside_ours_or_say_why_no
     def missing():
         raise ImportError("it is not installed\nat all")
 
-    monkeypatch.setattr(linear_peers, "PEERS", {"present": lambda: of_torch, "missing": missing})
+    monkeypatch.setattr(linear_cross_entropy, "PEERS", {"present": lambda: of_torch, "missing": missing})
     arguments = ["--rounds", "1", "--shape", "20x4x30/50", "--dtype", "float32", "--peers"]
     linear_cross_entropy.main(arguments)
     printed = capsys.readouterr().out
     assert "without missing: ImportError: it is not installed\n" in printed and "present" in printed
-    monkeypatch.setattr(linear_peers, "PEERS", {"wrong": lambda: lambda *problem: of_torch(*problem) * 1.01})
+    monkeypatch.setattr(linear_cross_entropy, "PEERS", {"wrong": lambda: lambda *problem: of_torch(*problem) * 1.01})
     with pytest.raises(RuntimeError, match=r"wrong differs from torch, unfused in the loss by 0\.01"):
         linear_cross_entropy.main(arguments)
 
