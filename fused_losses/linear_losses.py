@@ -18,8 +18,8 @@ from .operators.class_axis import INDEX_DTYPES
 from .operators.linear_cross_entropy import LinearLossOptions, composite, composite_statistics
 from .operators.registration import REDUCTIONS
 from .operators.row_terms import RowTerms, row_terms
+from .operators.row_terms import refusal as refusal_of_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
-from .operators.token_statistics import refusal_of_scales
 from .route_log import COMPILED, EAGER, WATCHED, note
 from .routing import has_overrides, kernel_route, reason_for_torch
 from .tokens import TokenStatistics
@@ -290,7 +290,7 @@ def _against_chunks(
     reason = _against_layer(layer, target, weight, token_weight)
     if reason is None and kernel_route() == WATCHED:
         return "a transform or a mode sees torch's operators"
-    return reason or refusal_of_scales(layer.input, terms.logit_scale, terms.softcap)
+    return reason or refusal_of_terms(layer.input, terms)
 
 
 def _against_layer(layer: LinearLayer, target: Tensor, *others: Tensor | None) -> str | None:
@@ -301,8 +301,6 @@ def _against_layer(layer: LinearLayer, target: Tensor, *others: Tensor | None) -
     for tensor in (linear_weight, bias, *differentiable):
         if reason is None and tensor is not None:
             reason = reason_for_torch(tensor, input.detach())
-    if reason is None and not input.is_cpu:
-        return "there are no kernels for linear layers on this device"
     return reason
 
 

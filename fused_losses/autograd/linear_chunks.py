@@ -1,11 +1,4 @@
-"""A linear layer over chunks of rows: its logits, and the products of the way back, without the tensor of all logits.
-
-Note [Types of the products]
-Every product is computed in the type of computation: float32, or float64 of float64 tensors. A processor without
-16-bit matrix instructions multiplies 16-bit matrices 7 to 200 times slower than the same in float32 (measured, AVX2),
-and a sum in float32 that is rounded once is more exact. So of 16-bit tensors the rows of a chunk and blocks of the
-weight are converted on the way, which costs 4 % of the product at 256 rows.
-"""
+"""A linear layer over chunks of rows: its logits, and the products of the way back, without a tensor of all logits."""
 
 from __future__ import annotations
 
@@ -16,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
+from .linear_products import add_product, logits_into, product, product_dtype
 
 __all__ = ["Chunk", "LinearChunks", "LinearGradients", "rows_of_chunk"]
 
@@ -94,17 +88,18 @@ class LinearChunks:
     ) -> None:
         self.input, self.weight, self.kept = input, weight, kept
         self.dtype = accumulation_dtype(input.dtype)
-        self._bias = None if bias is None else bias.to(self.dtype)
+        self.product_dtype = product_dtype(input)
+        self._bias = None if bias is None else bias.to(self.product_dtype)
         self._shape = shape
         self._num_rows = input.shape[0] if kept is None else kept.shape[0]
-        rows = chunk_rows or rows_of_chunk(self._num_rows, weight.shape[0], self.dtype.itemsize)
+        rows = chunk_rows or rows_of_chunk(self._num_rows, weight.shape[0], self.product_dtype.itemsize)
         self._chunk_rows = max(1, min(rows, self._num_rows))
         self._logits: Tensor | None = None
 
     @property
     def overwritten(self) -> bool:
         """Whether there is to be no second tensor of this size: see :func:`rows_of_chunk`."""
-        return self._chunk_rows * self.weight.shape[0] * self.dtype.itemsize > CHUNK_BYTES
+        return self._chunk_rows * self.weight.shape[0] * self.product_dtype.itemsize > CHUNK_BYTES
 
     def __iter__(self) -> Iterator[Chunk]:
         for begin in range(0, self._num_rows, self._chunk_rows):
@@ -112,8 +107,8 @@ class LinearChunks:
             yield Chunk(begin, end, None if self.kept is None else self.kept[begin:end])
 
     def rows(self, chunk: Chunk) -> Tensor:
-        """The chunk's rows of the input in the type of computation."""
-        return chunk.take(self.input).to(self.dtype)
+        """The chunk's rows of the input in the type of the products."""
+        return chunk.take(self.input).to(self.product_dtype)
 
     def logits(self, rows: Tensor) -> Tensor:
         """Of these rows, in memory that the next chunk's take over."""
@@ -121,15 +116,14 @@ class LinearChunks:
             self._logits = rows.new_empty(self._chunk_rows, self.weight.shape[0])
         logits = self._logits[: rows.shape[0]]
         for begin, end, weight in self._weight_blocks():
-            out = logits[:, begin:end]
-            if self._bias is None:
-                torch.mm(rows, weight.t(), out=out)
-            else:
-                torch.addmm(self._bias[begin:end], rows, weight.t(), out=out)
+            bias = None if self._bias is None else self._bias[begin:end]
+            logits_into(logits[:, begin:end], bias, rows, weight)
         return logits.view(rows.shape[0], *self._shape)
 
     def input_gradient(self, logit_gradient: Tensor) -> Tensor:
-        """The chunk's rows of the gradient of the input."""
+        """The chunk's rows of the gradient of the input, in the type of computation."""
+        if self.weight.dtype == self.product_dtype:
+            return product(logit_gradient, self.weight, self.dtype)
         result = logit_gradient.new_empty(logit_gradient.shape[0], self.weight.shape[1])
         for begin, end, weight in self._weight_blocks():
             # With beta = 0 nothing is read of what is not written yet.
@@ -137,15 +131,15 @@ class LinearChunks:
         return result
 
     def _weight_blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """See Note [Types of the products]. A weight of the type of computation is one block."""
+        """See Note [Types of the products]. A weight of their type is one block."""
         num_logits, in_features = self.weight.shape
-        if self.weight.dtype == self.dtype:
+        if self.weight.dtype == self.product_dtype:
             yield 0, num_logits, self.weight
             return
-        step = max(1, _CONVERTED_BYTES // max(1, in_features * self.dtype.itemsize))
+        step = max(1, _CONVERTED_BYTES // max(1, in_features * self.product_dtype.itemsize))
         for begin in range(0, num_logits, step):
             end = min(begin + step, num_logits)
-            yield begin, end, self.weight[begin:end].to(self.dtype)
+            yield begin, end, self.weight[begin:end].to(self.product_dtype)
 
 
 class LinearGradients:
@@ -169,9 +163,9 @@ class LinearGradients:
         if self.input is not None:
             chunk.put(self.input, self._chunks.input_gradient(logit_gradient))
         if self.weight is not None:
-            torch.addmm(self.weight, logit_gradient.t(), rows, beta=int(not self._is_first), out=self.weight)
+            add_product(self.weight, logit_gradient.t(), rows, is_first=self._is_first)
         if self.bias is not None:
-            self.bias += logit_gradient.sum(0)
+            self.bias += logit_gradient.sum(0, dtype=self.bias.dtype)
         self._is_first = False
 
     def total(self) -> list[Tensor | None]:

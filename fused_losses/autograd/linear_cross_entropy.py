@@ -8,7 +8,13 @@ loss under saved-tensor hooks (a checkpoint would compute the gradients twice) a
 (0 times infinity must stay in the rows that count) compute them in the backward, one product more.
 
 Note [Rows that do not count]
-Ignored rows, and rows of token weight 0, are left out before the first product, whatever is in them.
+Ignored rows, and rows of token weight 0, are left out before the first product, whatever is in them. Where the tensors
+are on a GPU the host waits for their number, once; while a CUDA graph is captured it cannot, and no row is left out.
+
+Note [Scales on a GPU]
+The host does not learn what a mean divides by, nor ``grad_output``. The chunks' gradients are those of the sum of the
+losses, in float16 times 256: the probabilities of a vocabulary would be subnormal numbers. The backward multiplies by
+``grad_output`` and the rest, all at once; what is not finite goes into every element.
 """
 
 from __future__ import annotations
@@ -32,6 +38,7 @@ from ..operators.linear_cross_entropy import (
 from ..operators.registration import MEAN, NONE
 from ..operators.row_terms import RowTerms
 from ..routing import is_watched
+from . import backward
 from .backward import dense, is_batched, keeps_graph
 from .eager import eager_apply, saves_through_hooks
 from .linear_chunks import Chunk, LinearChunks, LinearGradients
@@ -41,6 +48,7 @@ __all__ = ["LinearCrossEntropyFunction", "LinearProblem", "computed_gradients", 
 
 _Wanted = tuple[bool, bool, bool]  # the gradients of input, weight and bias
 _NUM_TENSORS = 6
+_GRADIENT_UNITS = {torch.float16: 256.0}  # see Note [Scales on a GPU]
 
 
 class LinearProblem:
@@ -107,23 +115,28 @@ class LinearProblem:
     def denominator(self) -> Tensor:
         """What a reduced loss is divided by, in float64."""
         if self.options.reduction != MEAN:
-            return torch.ones((), dtype=torch.float64)
+            return torch.ones((), dtype=torch.float64, device=self.target.device)
         return mean_denominator(self.target, self._class_weight, self.options)
 
-    def loss_and_gradients(self, wanted: _Wanted) -> tuple[Tensor, list[Tensor | None]]:
-        """The reduced loss, and its gradients in the type of computation."""
+    def loss_and_gradients(self, wanted: _Wanted) -> tuple[Tensor, list[Tensor | None], Tensor | None]:
+        """The reduced loss, its gradients in the type of computation, and what they are still to be multiplied by."""
         scale = self.denominator().reciprocal()
+        factor = None
+        if not backward.is_on_host(self.target):
+            unit = _GRADIENT_UNITS.get(self.chunks.product_dtype, 1.0)
+            scale, factor = torch.full_like(scale, unit), scale / unit
         gradients = LinearGradients(self.chunks, wanted)
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros_like(scale)
         row_weight = self.token_weight
         if row_weight is None and self.chunks.overwritten:
             row_weight = self.chunks.input.new_ones(self.sizes, dtype=self.chunks.dtype)
         row_scale = None if row_weight is None else (row_weight * scale).to(self.chunks.dtype)
+        sum_scale = scale.item() if factor is None else unit
         for chunk in self.chunks:
             rows, target = self.chunks.rows(chunk), self.target_of(chunk)
             logits = self.chunks.logits(rows)
             if row_scale is None or row_weight is None:
-                of_chunk, logit_gradient = self.row_loss.sum_and_gradient(logits, target, scale.item())
+                of_chunk, logit_gradient = self.row_loss.sum_and_gradient(logits, target, sum_scale)
             else:
                 losses, statistics = self.row_loss.losses_and_statistics(logits, target)
                 of_chunk = (losses * chunk.take(row_weight)).sum(dtype=torch.float64)
@@ -131,7 +144,7 @@ class LinearProblem:
             total += of_chunk
             gradients.add(chunk, rows, logit_gradient)
             del logit_gradient  # its memory is the next chunk's
-        return self._mean_or_sum(total), gradients.total()
+        return self._mean_or_sum(total), gradients.total(), factor
 
     def gradients(self, row_scale: Tensor, wanted: _Wanted, statistics: Sequence[Tensor] = ()) -> list[Tensor | None]:
         """Of the sum of ``row_scale`` times the losses; ``statistics`` of :meth:`losses`, or none."""
@@ -145,8 +158,9 @@ class LinearProblem:
 
 
 def _check_class_indices(target: Tensor, options: LinearLossOptions) -> None:
+    """On a GPU the kernels stop at a bad one."""
     counts = counting_rows(target, options.ignore_index)
-    if counts is None:
+    if counts is None or not backward.is_on_host(target):
         return
     bad = counts & ((target < 0) | (target >= options.num_classes))
     if bad.any():
@@ -160,10 +174,11 @@ def _counting_rows(
     counts = counting_rows(target, options.ignore_index)
     if token_weight is not None and not keeps_weightless:
         counts = token_weight != 0 if counts is None else counts & (token_weight != 0)
-    if counts is None:
+    if counts is None or (counts.is_cuda and torch.cuda.is_current_stream_capturing()):
         return None
     counts = counts.flatten(1).any(1) if counts.dim() > 1 else counts
-    return None if counts.all() else counts.nonzero().squeeze(1)
+    kept = counts.nonzero().squeeze(1)
+    return None if len(kept) == len(counts) else kept
 
 
 class LinearCrossEntropyFunction(torch.autograd.Function):
@@ -208,11 +223,11 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         tensors = (input, weight, bias, target, class_weight, token_weight)
         wants_token_weight = ctx.needs_input_grad[5]
         ctx.options, ctx.chunk_rows = options, chunk_rows
-        ctx.gradients = None
+        ctx.gradients = ctx.factor = None
         with autocast_is_off(input.device.type):
             problem = LinearProblem(options, chunk_rows, *tensors, keeps_weightless=wants_token_weight)
             if options.reduction != NONE and not wants_token_weight and not saves_through_hooks():
-                loss, ctx.gradients = problem.loss_and_gradients(ctx.needs_input_grad[:3])
+                loss, ctx.gradients, ctx.factor = problem.loss_and_gradients(ctx.needs_input_grad[:3])
                 ctx.save_for_backward(*tensors, None)
             else:
                 statistics: list[Tensor] = []
@@ -229,7 +244,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         if not _is_plain(grad_output):
             return (*_watched_gradients(ctx, tensors, grad_output), None, None)
         with autocast_is_off(grad_output.device.type):
-            if ctx.gradients is not None and math.isfinite(scale := grad_output.item()):
+            if ctx.gradients is not None and (scale := _scale_of_gradients(ctx.factor, grad_output)) is not None:
                 return (*_take_gradients(ctx, tensors, scale), None, None, None, None, None)
             arguments = (ctx.options, ctx.chunk_rows, tensors, ctx.needs_input_grad, grad_output, losses, statistics)
             *of_layer, of_token_weight = computed_gradients(*arguments)
@@ -241,7 +256,15 @@ def _is_plain(grad_output: Tensor) -> bool:
     return not (is_watched() or torch.is_grad_enabled() or type(grad_output) is not Tensor or is_batched(grad_output))
 
 
-def _take_gradients(ctx: Any, tensors: list[Any], scale: float) -> list[Tensor | None]:
+def _scale_of_gradients(factor: Tensor | None, grad_output: Tensor) -> float | Tensor | None:
+    """What the forward's gradients are to be multiplied by; ``None`` where they do not serve."""
+    if factor is not None:
+        return factor * grad_output
+    scale = grad_output.item()
+    return scale if math.isfinite(scale) else None
+
+
+def _take_gradients(ctx: Any, tensors: list[Any], scale: float | Tensor) -> list[Tensor | None]:
     """What the forward computed, times ``grad_output``. Of a kept graph it is a copy: the caller may write into it."""
     keeps = keeps_graph()
     taken: list[Tensor | None] = []
@@ -249,7 +272,7 @@ def _take_gradients(ctx: Any, tensors: list[Any], scale: float) -> list[Tensor |
         if gradient is None:
             taken.append(None)
             continue
-        if scale != 1:
+        if isinstance(scale, Tensor) or scale != 1:
             gradient = gradient * scale if keeps else gradient.mul_(scale)
         elif keeps and gradient.dtype == tensor.dtype:
             gradient = gradient.clone()

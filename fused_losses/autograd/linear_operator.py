@@ -45,7 +45,9 @@ def _prepared(
     with torch.no_grad(), autocast_is_off(input.device.type):
         problem = LinearProblem(options, chunk_rows, *tensors)
         if any(wanted):
-            loss, gradients = problem.loss_and_gradients((wanted[0], wanted[1], wanted[2]))
+            loss, gradients, factor = problem.loss_and_gradients((wanted[0], wanted[1], wanted[2]))
+            if factor is not None:
+                gradients = [None if gradient is None else gradient.mul_(factor) for gradient in gradients]
         else:
             loss, gradients = problem.reduced(problem.losses()), [None, None, None]
         nothing = [input.new_empty(0, dtype=problem.chunks.dtype) for _ in gradients]

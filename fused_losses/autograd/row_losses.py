@@ -23,7 +23,8 @@ class RowLoss(NamedTuple):
     terms: RowTerms
 
     def _options(self, reduction: int) -> tuple[int, int, float, bool]:
-        return reduction, self.ignore_index, self.label_smoothing, False
+        """Last: the losses of 16-bit logits are not rounded."""
+        return reduction, self.ignore_index, self.label_smoothing, True
 
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """Of the rows, without a gradient."""

@@ -102,7 +102,7 @@ def chunks_of_some_rows(monkeypatch):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_every_option(reduction, with_bias, weighted, smoothing, of_target):
+def test_every_option(device, reduction, with_bias, weighted, smoothing, of_target):
     weight = torch.rand(9, dtype=torch.float64) if weighted else None
     leaves = layer() if with_bias else layer()[:2]
     check(leaves, of_target(), reduction=reduction, weight=weight, label_smoothing=smoothing)
