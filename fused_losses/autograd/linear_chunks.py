@@ -124,10 +124,9 @@ class LinearChunks:
         """The chunk's rows of the gradient of the input, in the type of computation."""
         if self.weight.dtype == self.product_dtype:
             return product(logit_gradient, self.weight, self.dtype)
-        result = logit_gradient.new_empty(logit_gradient.shape[0], self.weight.shape[1])
+        result = logit_gradient.new_zeros(logit_gradient.shape[0], self.weight.shape[1])  # also of no classes
         for begin, end, weight in self._weight_blocks():
-            # With beta = 0 nothing is read of what is not written yet.
-            torch.addmm(result, logit_gradient[:, begin:end], weight, beta=int(begin > 0), out=result)
+            add_product(result, logit_gradient[:, begin:end], weight, is_first=False)
         return result
 
     def _weight_blocks(self) -> Iterator[tuple[int, int, Tensor]]:

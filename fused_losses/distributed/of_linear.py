@@ -6,13 +6,13 @@ computes the logits again. It sends one thing, the gradient of the input, to whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..autograd.linear_chunks import LinearChunks, LinearGradients
 from ..operators.class_axis import accumulation_dtype
 from .shard import GradientsOfSums, ShardSums, gradient_of_shard, sums_of_shard
 from .statistics import Statistics, Vocabulary, statistics_of_group
@@ -37,12 +37,10 @@ class Layer(NamedTuple):
         """With an input of any number of axes."""
         return cls(input.reshape(-1, input.size(-1)), weight, bias)
 
-    def chunks(self) -> Iterator[slice]:
-        count = max(1, _LOGITS_PER_CHUNK // max(1, self.weight.size(0)))
-        return (slice(first, first + count) for first in range(0, self.input.size(0), count))
-
-    def logits(self, rows: slice) -> Tensor:
-        return torch.nn.functional.linear(self.input[rows], self.weight, self.bias)
+    def chunks(self) -> LinearChunks:
+        num_classes = self.weight.size(0)
+        chunk_rows = max(1, _LOGITS_PER_CHUNK // max(1, num_classes))
+        return LinearChunks(*self, (num_classes,), kept=None, chunk_rows=chunk_rows)
 
 
 def statistics_of_layer(layer: Layer, target: Tensor, vocabulary: Vocabulary, error: Exception | None) -> Statistics:
@@ -55,8 +53,10 @@ def statistics_of_layer(layer: Layer, target: Tensor, vocabulary: Vocabulary, er
     def sweep(local_target: Tensor) -> ShardSums:
         transform, weight, weighted = vocabulary.transform, vocabulary.class_weight, vocabulary.wants_weighted
         parts = [ShardSums.of_nothing(0, dtype, target.device)]
-        for rows in layer.chunks():
-            parts.append(sums_of_shard(layer.logits(rows), local_target[rows], transform, weight, weighted=weighted))
+        chunks = layer.chunks()
+        for chunk in chunks:
+            logits = chunks.logits(chunks.rows(chunk))
+            parts.append(sums_of_shard(logits, chunk.take(local_target), transform, weight, weighted=weighted))
         return ShardSums.joined(parts)
 
     return statistics_of_group(vocabulary, target, dtype, sweep, error)
@@ -74,26 +74,21 @@ def gradients_of_layer(
     """Of input, weight and bias, where they are wanted, in their type; sums over chunks and ranks are of the type of
     computation.
     """
-    input, weight, _ = layer
-    dtype = accumulation_dtype(input.dtype)
-    of_input = torch.zeros_like(input, dtype=dtype) if wanted[0] else None
-    of_weight = torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
-    of_bias = weight.new_zeros(weight.size(0), dtype=dtype) if wanted[2] else None
-    for rows in layer.chunks():
+    chunks = layer.chunks()
+    sums = LinearGradients(chunks, (wanted[0], wanted[1], wanted[2]))
+    for chunk in chunks:
+        rows = chunks.rows(chunk)
+        place = slice(chunk.begin, chunk.end)
         of_logits = gradient_of_shard(
-            gradients.rows(rows),
-            layer.logits(rows).to(dtype),
-            local_target[rows],
-            saved[:, rows].contiguous(),
+            gradients.rows(place),
+            chunks.logits(rows),
+            local_target[place],
+            saved[:, place].contiguous(),
             vocabulary.transform,
             vocabulary.class_weight,
         )
-        if of_input is not None:
-            of_input[rows] = of_logits.to(weight.dtype) @ weight
-        if of_weight is not None:
-            of_weight.addmm_(of_logits.t(), input[rows].to(dtype))
-        if of_bias is not None:
-            of_bias += of_logits.sum(0)
+        sums.add(chunk, rows, of_logits)
+    of_input, of_weight, of_bias = sums.total()
     if of_input is not None and reduce_input_gradient:
         dist.all_reduce(of_input, dist.ReduceOp.SUM, vocabulary.group)
-    return [None if gradient is None else gradient.to(input.dtype) for gradient in (of_input, of_weight, of_bias)]
+    return [None if gradient is None else gradient.to(layer.input.dtype) for gradient in (of_input, of_weight, of_bias)]
