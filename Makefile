@@ -5,6 +5,7 @@
 # make test-rest    of these, what make test leaves out
 # make test-gpu     what a GPU adds to them: the parity tests on it, streams, graphs
 # make test-integrations   the frameworks that people train with, in a virtual environment of their own (many downloads)
+# make docs   the site, with warnings as errors: build/docs/index.html
 # make sanitizers   those tests that run the CUDA kernels under sanitizers, and that find faults planted in them
 #
 # Variables: PYTHON (the interpreter that makes the virtual environment), VENV (where it is made), TORCH (the torch to
@@ -24,9 +25,9 @@ CXX_FILES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.c
 CXX_TESTS = $(wildcard tests/cuda/emulation/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*/*.h)
 SOURCES = setup.py pyproject.toml fused_losses/_version.py $(CXX_FILES)
 GPU_TESTS = $(addprefix tests/,autograd functional modules native patching cuda/test_on_gpu.py) -k cuda
-PYTHON_FILES = setup.py fused_losses tests benchmarks examples
+PYTHON_FILES = setup.py fused_losses tests benchmarks examples $(wildcard docs/*.py)
 
-.PHONY: demo demo-distributed test test-all test-rest test-gpu test-integrations sanitizers memcheck bench lint format clean install
+.PHONY: demo demo-distributed test test-all test-rest test-gpu test-integrations docs sanitizers memcheck bench lint format clean install
 
 demo: install
 	$(VENV)/bin/python -m examples
@@ -53,6 +54,14 @@ test-integrations:
 	$(VENV)-integrations/bin/python -m pip install -qq --disable-pip-version-check \
 	  -c $(VENV)-integrations/constraints.txt --editable ".[integrations]" --no-build-isolation
 	$(VENV)-integrations/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/integrations $(PYTEST_ARGS)
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "build/docs/index.html"
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) "fused-losses[docs]"  # already installed: its extra alone
+	@touch $@
 
 # On a GPU, with compute-sanitizer from the CUDA toolkit.
 memcheck: install

@@ -46,8 +46,8 @@ def vocab_parallel_linear_cross_entropy(
         linear_weight_local: :math:`W_r`, of the input's type.
         target: class indices over all ranks, the same on every one: int64, int32 or uint8.
         linear_bias: :math:`b_r`, of the input's type.
-        group, vocab_start, weight, ignore_index, label_smoothing, reduction, logit_scale, softcap, lse_square_scale,
-            token_weight: as in :func:`vocab_parallel_cross_entropy`.
+        group, vocab_start, weight, ignore_index, label_smoothing: as in :func:`vocab_parallel_cross_entropy`.
+        reduction, logit_scale, softcap, lse_square_scale, token_weight: likewise.
         reduce_input_gradient: whether the gradient of the input is summed over the group. Without it each rank gets
             its own classes' part, for a layer below that sums itself.
 
