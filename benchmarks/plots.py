@@ -1,8 +1,15 @@
-"""SVG bar charts: time over floor for each setting, and peak extra memory."""
+"""SVG bar charts: time over floor for each setting, and peak extra memory.
 
-from collections.abc import Callable, Sequence
+Note [Light and dark]
+A picture has no background, and its text and lines have the colour of the page's text: an SVG that a page shows as an
+image asks by itself whether the page is light or dark. Text stays text, in whatever font the reader has.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -11,6 +18,7 @@ matplotlib.use("agg")
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.results import (
     CONTENDER_NAMES,
@@ -36,6 +44,8 @@ COLOURS = {
     "flash-attn": "#CC79A7",
     "apex": "#F0E442",
 }
+FOREGROUND = "#24292f"  # on light
+ON_DARK = "#d0d7de"
 ALL_BARS_HEIGHT = 0.8  # of the distance between two cases
 INCHES_PER_CASE = 0.45
 
@@ -51,11 +61,44 @@ class Panel:
     value: Callable[[CaseResult, str], float | None]
 
 
+@contextmanager
+def drawn_for_light_and_dark() -> Iterator[None]:
+    """Figures that :func:`save` can save. See Note [Light and dark]."""
+    colours: tuple[Any, ...] = (
+        "text.color",
+        "axes.edgecolor",
+        "axes.labelcolor",
+        "axes.titlecolor",
+        "xtick.color",
+        "ytick.color",
+    )
+    fixed: dict[Any, Any] = {
+        "svg.hashsalt": "fused_losses",  # else every run would give other element ids, and a diff that says nothing
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "savefig.transparent": True,
+        "legend.facecolor": "none",
+    }
+    with matplotlib.rc_context(fixed | dict.fromkeys(colours, FOREGROUND)):
+        yield
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    style = f"svg {{ color: {FOREGROUND} }} @media (prefers-color-scheme: dark) {{ svg {{ color: {ON_DARK} }} }}"
+    drawing = path.read_text().replace(FOREGROUND, "currentColor")
+    path.write_text(drawing.replace("<defs>", f"<style>{style}</style>\n <defs>", 1))
+
+
 def draw(report: Report, directory: Path, stem: str) -> list[Path]:
     """Writes the plots of a report as `stem-….svg` and returns their paths."""
-    # Else every run would give other element ids and another date, and a committed plot a diff that says nothing.
-    matplotlib.rcParams["svg.hashsalt"] = "fused_losses"
-    directory.mkdir(parents=True, exist_ok=True)
+    with drawn_for_light_and_dark():
+        return _draw_all(report, directory, stem)
+
+
+def _draw_all(report: Report, directory: Path, stem: str) -> list[Path]:
     written = []
     settings = sorted({(result["allocator"], result["threads"]) for result in report["results"]})
     for allocator, threads in settings:
@@ -106,8 +149,7 @@ def _draw(results: Sequence[CaseResult], panels: Sequence[Panel], title: str, pa
     handles, labels = axes[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(title)
-    figure.savefig(path, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def _draw_panel(axis: Axes, panel: Panel, results: Sequence[CaseResult]) -> None:
@@ -123,7 +165,7 @@ def _draw_panel(axis: Axes, panel: Panel, results: Sequence[CaseResult]) -> None
         axis.bar_label(
             bars, ["" if value is None else panel.number.format(value) for value in values], padding=2, fontsize=6
         )
-    axis.axvline(1.0, color="black", linewidth=0.8)
+    axis.axvline(1.0, color=FOREGROUND, linewidth=0.8)
     axis.set_xscale(panel.x_scale)
     axis.margins(x=0.1)  # room for the figures at the ends of the bars
     axis.xaxis.set_major_formatter("{x:g}")
