@@ -25,7 +25,7 @@ examples:
   python -m benchmarks --filter cross_entropy-4096x32000        four cases
   python -m benchmarks --filter 8192x1000 --threads 1 --threads 2
   python -m benchmarks --device cuda --filter 50257             one of the cases that only a GPU gets
-  python -m benchmarks --markdown benchmarks/results/full.json  the README's tables
+  python -m benchmarks --markdown benchmarks/results/full.json  the tables of docs/results.md
 """
 
 

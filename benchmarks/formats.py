@@ -1,4 +1,4 @@
-"""How numbers are written in tables: the terminal's and the README's."""
+"""How numbers are written in tables: the terminal's and the pages'."""
 
 from benchmarks.results import CaseResult, Pass, peak_extra_bytes, takes_part
 

@@ -1,4 +1,4 @@
-"""The README's tables, rendered from a JSON, so that no figure there was typed by hand."""
+"""The tables of docs/results.md, rendered from a JSON, so that no figure there was typed by hand."""
 
 from typing import Any
 

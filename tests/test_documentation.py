@@ -1,4 +1,4 @@
-"""What README and docstrings show is executed."""
+"""What README, the pages and docstrings show is executed."""
 
 from __future__ import annotations
 
@@ -28,22 +28,46 @@ from fused_losses.distributed import modules as distributed_modules
 ROOT = Path(__file__).parents[1]
 
 
-def test_readme_example_runs_and_leaves_torch_unpatched() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    names: dict[str, object] = {}
-    exec(compile(example, "README.md", "exec"), names)
-    logits, target = names["logits"], names["target"]
-    assert isinstance(logits, torch.Tensor) and logits.grad is not None
-    torch.testing.assert_close(names["loss"], torch_functional.cross_entropy(logits, target))
-    assert isinstance(names["model"], torch.nn.ModuleDict)
-    assert type(names["model"]["loss"]) is fused_losses.CrossEntropyLoss
+# Those of docs/integrations.md need frameworks: tests/integrations/test_page.py.
+PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "integrations.md"})
+
+
+def blocks_of(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def run(page: Path) -> dict[str, Any]:
+    """The names that the blocks of a page leave, each of which goes on where the one before has ended."""
+    names: dict[str, Any] = {"torch": torch}
+    for block in blocks_of(page):
+        exec(compile(block, page.name, "exec"), names)
+    return names
+
+
+# torch.compile takes its time.
+SHOWN = [
+    pytest.param(page, id=page.name, marks=[pytest.mark.slow] if "@torch.compile" in page.read_text() else [])
+    for page in PAGES
+    if blocks_of(page)
+]
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_what_a_page_shows_runs_and_leaves_nothing_changed(page: Path, restore_num_threads: None) -> None:
+    limit, threads = fused_losses.gradient_pool_limit(), torch.get_num_threads()
+    run(page)
     assert not fused_losses.is_patched()
+    assert (fused_losses.gradient_pool_limit(), torch.get_num_threads()) == (limit, threads)
+
+
+def test_the_readme_shows_torchs_loss() -> None:
+    names = run(ROOT / "README.md")
+    assert names["logits"].grad is not None
+    torch.testing.assert_close(names["loss"], torch_functional.cross_entropy(names["logits"], names["target"]))
 
 
 def test_the_page_about_tokens_shows_what_torchs_operators_compute() -> None:
-    names: dict[str, Any] = {"torch": torch}
-    for example in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tokens.md").read_text(), flags=re.DOTALL):
-        exec(compile(example, "tokens.md", "exec"), names)
+    names = run(ROOT / "docs" / "tokens.md")
     ours, torchs = (leaf.requires_grad_() for leaf in torch.randn(1, 3, 7, 50).expand(2, 3, 7, 50).clone())
     labels = torch.randint(50, (3, 7))
     labels[0, 4:] = -100
@@ -72,10 +96,7 @@ def test_the_page_about_tokens_shows_what_torchs_operators_compute() -> None:
 
 
 def test_the_page_about_linear_layers_shows_what_torchs_operators_compute() -> None:
-    names: dict[str, Any] = {"torch": torch}
-    page = (ROOT / "docs" / "linear_cross_entropy.md").read_text()
-    for example in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
-        exec(compile(example, "linear_cross_entropy.md", "exec"), names)
+    names = run(ROOT / "docs" / "linear_cross_entropy.md")
     hidden, head = torch.randn(3, 7, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
     labels = torch.randint(50, (3, 7))
     labels[0, 4:] = -100
@@ -102,9 +123,7 @@ def test_the_page_about_linear_layers_shows_what_torchs_operators_compute() -> N
 
 
 def test_the_page_about_spread_vocabularies_trains_as_one_process() -> None:
-    names: dict[str, Any] = {}
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), flags=re.DOTALL)
-    exec(compile(example, "distributed.md", "exec"), names)
+    names = run(ROOT / "docs" / "distributed.md")
     hidden, head, target = torch.randn(3, 7, 8), torch.randn(50, 8), torch.randint(50, (3, 7))
     ours, torchs = (head.clone().requires_grad_() for _ in range(2))
     optimizer = torch.optim.SGD([ours], lr=1.0)
@@ -132,8 +151,8 @@ def test_docstring_examples_print_what_they_show(module) -> None:
     assert result.failed == 0
 
 
-def test_each_feature_of_the_readme_is_held_by_tests() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_each_feature_of_the_table_is_held_by_tests() -> None:
+    text = (ROOT / "docs" / "features.md").read_text()
     rows = re.findall(r"^\| (.+?) \| .+? \| .+? \| `(tests/\S+\.py)` \|$", text, flags=re.MULTILINE)
     assert len(rows) >= 15
     for feature, path in rows:
