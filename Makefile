@@ -26,6 +26,8 @@ CXX_TESTS = $(wildcard tests/cuda/emulation/*.cpp tests/cuda/emulation/*.h tests
 SOURCES = setup.py pyproject.toml fused_losses/_version.py $(CXX_FILES)
 GPU_TESTS = $(addprefix tests/,autograd functional modules native patching cuda/test_on_gpu.py) -k cuda
 PYTHON_FILES = setup.py fused_losses tests benchmarks examples $(wildcard docs/*.py)
+FORGE = .github
+ISSUE_FORMS = $(filter-out %/config.yml,$(wildcard $(FORGE)/ISSUE_TEMPLATE/*.yml))
 
 .PHONY: demo demo-distributed test test-all test-rest test-gpu test-integrations docs sanitizers memcheck bench lint format clean install
 
@@ -79,6 +81,9 @@ lint: install
 	$(VENV)/bin/ruff format --check $(PYTHON_FILES)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES) $(CXX_TESTS)
+	$(VENV)/bin/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
+	$(VENV)/bin/check-jsonschema -q --builtin-schema vendor.github-issue-config $(FORGE)/ISSUE_TEMPLATE/config.yml
+	$(VENV)/bin/check-jsonschema -q --builtin-schema vendor.github-issue-forms $(ISSUE_FORMS)
 
 format: install
 	$(VENV)/bin/ruff check --fix $(PYTHON_FILES)
