@@ -84,6 +84,7 @@ lint: install
 	$(VENV)/bin/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
 	$(VENV)/bin/check-jsonschema -q --builtin-schema vendor.github-issue-config $(FORGE)/ISSUE_TEMPLATE/config.yml
 	$(VENV)/bin/check-jsonschema -q --builtin-schema vendor.github-issue-forms $(ISSUE_FORMS)
+	$(VENV)/bin/check-jsonschema -q --builtin-schema vendor.github-workflows $(wildcard $(FORGE)/workflows/*.yml)
 
 format: install
 	$(VENV)/bin/ruff check --fix $(PYTHON_FILES)

@@ -1,4 +1,4 @@
-"""What stands in several files, since each of their readers wants it there: one version, the oldest torch and Python."""
+"""What stands in several files, as each of their readers wants it there: the version, the oldest torch and Python."""
 
 from __future__ import annotations
 
