@@ -5,7 +5,9 @@
 # make test-rest    of these, what make test leaves out
 # make test-gpu     what a GPU adds to them: the parity tests on it, streams, graphs
 # make test-integrations   the frameworks that people train with, in a virtual environment of their own (many downloads)
-# make docs   the site, with warnings as errors: build/docs/index.html
+# make wheel   a wheel for this Python and this kind of machine, without torch's libraries: dist/
+# make test-wheel   that wheel, in a virtual environment of its own with $(TORCH), under a part of the tests
+# make sdist   the source distribution: dist/
 # make sanitizers   those tests that run the CUDA kernels under sanitizers, and that find faults planted in them
 #
 # Variables: PYTHON (the interpreter that makes the virtual environment), VENV (where it is made), TORCH (the torch to
@@ -19,17 +21,20 @@ BENCH_ARGS ?=
 
 # -qq: errors alone. pip warns of each place where it finds no package, which is none of ours.
 PIP = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
+BUILD_TOOLS = "setuptools>=77" "pybind11>=2.13" ninja wheel
+SITE_PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
 # A process for each core; more than eight spend their time on imports.
 PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh csrc/*/*/*.cpp csrc/*/*/*.h)
 CXX_TESTS = $(wildcard tests/cuda/emulation/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*/*.h)
 SOURCES = setup.py pyproject.toml fused_losses/_version.py $(CXX_FILES)
 GPU_TESTS = $(addprefix tests/,autograd functional modules native patching cuda/test_on_gpu.py) -k cuda
+WHEEL_TESTS = $(addprefix tests/,functional modules native patching)
 PYTHON_FILES = setup.py fused_losses tests benchmarks examples $(wildcard docs/*.py)
 FORGE = .github
 ISSUE_FORMS = $(filter-out %/config.yml,$(wildcard $(FORGE)/ISSUE_TEMPLATE/*.yml))
 
-.PHONY: demo demo-distributed test test-all test-rest test-gpu test-integrations docs sanitizers memcheck bench lint format clean install
+.PHONY: demo demo-distributed test test-all test-rest test-gpu test-integrations wheel test-wheel sdist sanitizers memcheck bench lint format clean install
 
 demo: install
 	$(VENV)/bin/python -m examples
@@ -49,13 +54,46 @@ test-rest: install
 test-gpu: install
 	FUSED_LOSSES_TEST_DEVICES=cuda $(PYTEST) $(GPU_TESTS) $(PYTEST_ARGS)
 
-# The constraint: no framework is to bring another torch.
-test-integrations:
-	$(MAKE) install VENV=$(VENV)-integrations
+test-integrations: $(VENV)-integrations/.installed
+	$(VENV)-integrations/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/integrations $(PYTEST_ARGS)
+
+# The frameworks alone: what is in $(VENV) is seen from here, the extension and torch too, so nothing is built twice. The
+# constraint: no framework is to bring another torch.
+$(VENV)-integrations/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)-integrations
+	echo "import site; site.addsitedir('$$($(abspath $(VENV))/bin/python -c $(SITE_PACKAGES))')" \
+	  > $$($(VENV)-integrations/bin/python -c $(SITE_PACKAGES))/base.pth
 	echo "$(TORCH)" > $(VENV)-integrations/constraints.txt
 	$(VENV)-integrations/bin/python -m pip install -qq --disable-pip-version-check \
-	  -c $(VENV)-integrations/constraints.txt --editable ".[integrations]" --no-build-isolation
-	$(VENV)-integrations/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/integrations $(PYTEST_ARGS)
+	  -c $(VENV)-integrations/constraints.txt "fused-losses[integrations]"
+	@touch $@
+
+wheel: $(VENV)/.wheel-tools
+	rm -rf build/wheel dist/*.whl
+	mkdir -p dist
+	$(VENV)/bin/python -m build --wheel --no-isolation --outdir build/wheel
+ifeq ($(shell uname -s),Linux)
+	PATH=$(abspath $(VENV)/bin):$$PATH $(VENV)/bin/python -m auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
+	for wheel in build/wheel/*.whl; do $(VENV)/bin/python -m auditwheel show $$wheel; done
+else
+	cp build/wheel/*.whl dist/
+endif
+
+# bin/pytest, where python -m pytest would put this folder on the path, whose package has no business here.
+test-wheel:
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)"
+	$(VENV)-wheel/bin/python -m pip install -qq --disable-pip-version-check --force-reinstall --no-deps dist/*.whl
+	$(VENV)-wheel/bin/python -m pip install -qq --disable-pip-version-check "fused-losses[test]"
+	cd $(VENV)-wheel && bin/python -m fused_losses
+	FUSED_LOSSES_TEST_DEVICES=cpu $(VENV)-wheel/bin/pytest --quick -n auto --maxprocesses 8 $(WHEEL_TESTS) $(PYTEST_ARGS)
+
+sdist: $(VENV)/.wheel-tools
+	$(VENV)/bin/python -m build --sdist --no-isolation --outdir dist
+
+$(VENV)/.wheel-tools: $(VENV)/.installed
+	$(PIP) "fused-losses[wheel]"  # already installed: its extra alone
+	@touch $@
 
 docs: $(VENV)/.docs
 	$(VENV)/bin/python -m sphinx -q -W --keep-going docs build/docs
@@ -97,7 +135,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing $(TORCH) into $(VENV)"
-	$(PIP) "$(TORCH)" "setuptools>=77" "pybind11>=2.13" ninja wheel
+	$(PIP) "$(TORCH)" $(BUILD_TOOLS)
 	@echo "Building the extension (a minute or two)"
 	$(PIP) --editable ".[test,bench,demo,lint]" --no-build-isolation
 	@touch $@

@@ -1,6 +1,11 @@
 """Fixtures and settings that every test shares: the devices at hand, fixed seeds, Hypothesis without randomness."""
 
 import os
+import sys
+from pathlib import Path
+
+# For the package `benchmarks`, which some tests are about. Last: an installed fused_losses comes before this folder's.
+sys.path.append(str(Path(__file__).parents[1]))
 
 # OpenMP's threads sleep while they wait. By default they spin, which on a machine that is busy with other work makes a
 # small tensor wait for the scheduler: the suite then takes five times as long. OpenMP reads this when torch loads it.

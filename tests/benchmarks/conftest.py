@@ -1,12 +1,6 @@
-"""Makes the package `benchmarks`, which is not installed, importable from the repository's root."""
-
-import sys
-from pathlib import Path
+"""A GPU that is not there, and packages of others as they were published."""
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from gpu_stand_in import make_gpu
 from published_peers import publish_all
 
