@@ -26,7 +26,8 @@ SITE_PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
 # A process for each core; more than eight spend their time on imports.
 PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh csrc/*/*/*.cpp csrc/*/*/*.h)
-CXX_TESTS = $(wildcard tests/cuda/emulation/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*/*.h)
+CXX_TEST_FOLDERS = $(addprefix tests/,native/cpu_kernels cuda/emulation cuda/emulation/*)
+CXX_TESTS = $(wildcard $(addsuffix /*.cpp,$(CXX_TEST_FOLDERS)) $(addsuffix /*.h,$(CXX_TEST_FOLDERS)))
 SOURCES = setup.py pyproject.toml fused_losses/_version.py $(CXX_FILES)
 GPU_TESTS = $(addprefix tests/,autograd functional modules native patching cuda/test_on_gpu.py) -k cuda
 WHEEL_TESTS = $(addprefix tests/,functional modules native patching)

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -63,15 +63,15 @@ def write_if_changed(path: Path, text: str) -> None:
         new.replace(path)
 
 
-def compile_source(source: Path, target: Path, flags: Iterable[str]) -> Path:
+def compile_source(source: Path, target: Path, flags: Iterable[str], compiler: Sequence[str] = COMPILER) -> Path:
     """The object file ``target``, of a source in C++ whatever its name."""
     dependencies = target.with_suffix(".d")
-    command = [*COMPILER, *flags, "-x", "c++", "-c", str(source), "-MMD", "-MF", str(dependencies), "-MT", str(target)]
+    command = [*compiler, *flags, "-x", "c++", "-c", str(source), "-MMD", "-MF", str(dependencies), "-MT", str(target)]
     return _make(target, command, dependencies)
 
 
-def link(objects: list[Path], target: Path, flags: Iterable[str]) -> Path:
-    return _make(target, [*COMPILER, *map(str, objects), *flags], objects)
+def link(objects: list[Path], target: Path, flags: Iterable[str], compiler: Sequence[str] = COMPILER) -> Path:
+    return _make(target, [*compiler, *map(str, objects), *flags], objects)
 
 
 def _make(target: Path, command: list[str], inputs: list[Path] | Path) -> Path:

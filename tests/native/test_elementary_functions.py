@@ -25,14 +25,31 @@ def capability(request: pytest.FixtureRequest) -> Iterator[str]:
     native.set_cpu_capability(before)
 
 
-def largest_ulp_error(
-    function: int, points: NDArray[np.floating], reference: Callable[[NDArray[np.longdouble]], NDArray[np.longdouble]]
+def largest_error_of(
+    result: NDArray[np.floating],
+    points: NDArray[np.floating],
+    reference: Callable[[NDArray[np.longdouble]], NDArray[np.longdouble]],
 ) -> float:
     """Against the 80-bit reference, in units of the last place of the result's type at the true value."""
-    result = _ops.elementary_function(torch.from_numpy(points), function).numpy()
+    if np.finfo(np.longdouble).nmant < 63:
+        pytest.skip("long double has no more than 53 bits on this platform, so it is no reference")
     true = reference(points.astype(np.longdouble))
     unit = np.spacing(np.abs(true).astype(points.dtype)).astype(np.longdouble)
     return float(np.max(np.abs(result.astype(np.longdouble) - true) / unit))
+
+
+def points_of(
+    function: int, spacing: str, ends: tuple[float, float], dtype: type, count: int = NUM_POINTS
+) -> NDArray[np.floating]:
+    low, high = ends
+    uniform = np.random.default_rng(0).random(count)
+    if spacing == "linear":
+        points = (low + (high - low) * uniform).astype(dtype)
+    else:
+        magnitudes = np.exp(math.log(abs(low)) + (math.log(abs(high)) - math.log(abs(low))) * uniform)
+        points = np.copysign(magnitudes, low).astype(dtype)
+    points = points[(points > 0) | (points < 0)]
+    return points[points < 1] if function == LOG_OF_COMPLEMENT else points  # log 0 is tested below
 
 
 # function, reference, range of the argument, largest error (float32, float64).
@@ -61,18 +78,9 @@ TABLE = [
 def test_error_in_ulp_is_bounded_over_the_range(
     capability: str, function: int, reference, spacing: str, range32, range64, bound: float, dtype: type
 ) -> None:
-    if np.finfo(np.longdouble).nmant < 63:
-        pytest.skip("long double has no more than 53 bits on this platform, so it is no reference")
-    low, high = range32 if dtype is np.float32 else range64
-    uniform = np.random.default_rng(0).random(NUM_POINTS)
-    if spacing == "linear":
-        points = (low + (high - low) * uniform).astype(dtype)
-    else:
-        magnitudes = np.exp(math.log(abs(low)) + (math.log(abs(high)) - math.log(abs(low))) * uniform)
-        points = np.copysign(magnitudes, low).astype(dtype)
-    points = points[(points > 0) | (points < 0)]
-    points = points[points < 1] if function == LOG_OF_COMPLEMENT else points  # log 0 is tested below
-    assert largest_ulp_error(function, points, reference) <= bound
+    points = points_of(function, spacing, range32 if dtype is np.float32 else range64, dtype)
+    result = _ops.elementary_function(torch.from_numpy(points), function).numpy()
+    assert largest_error_of(result, points, reference) <= bound
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -83,4 +83,11 @@ inline void check_nll_loss(const NLLLossCase& test) {
   }
 }
 
+inline void check_nll_losses(DType dtype) {
+  check_nll_loss({dtype, 515, 3, 1, IndexType::Int64, false, 0, 0});  // round again
+  check_nll_loss({dtype, 9, 10, 1, IndexType::UInt8, true, 2, 1});
+  check_nll_loss({dtype, 3, 5, 7, IndexType::Int32, true, 0, 3});
+  check_nll_loss({dtype, 2, 1, 12, IndexType::Int64, true, 3, 0});
+}
+
 }  // namespace fused_losses::kernel_checks

@@ -1,0 +1,69 @@
+"""The CPU kernels for aarch64, compiled and run on another processor: the programs of tests/native/cpu_kernels."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from compilation import ROOT, compile_source, link
+
+BUILD = ROOT / "build" / "cross_compiled" / "aarch64"
+COMPILER = shlex.split(os.environ.get("FUSED_LOSSES_AARCH64_CXX", "aarch64-linux-gnu-g++"))
+EMULATOR = shlex.split(os.environ.get("FUSED_LOSSES_AARCH64_EMULATOR", "qemu-aarch64"))
+PROGRAMS = ROOT / "tests" / "native" / "cpu_kernels"
+
+
+@cache
+def unavailable() -> str | None:
+    """Why nothing can be compiled for aarch64 and run here, or nothing."""
+    for command, package in ((COMPILER, "g++-aarch64-linux-gnu"), (EMULATOR, "qemu-user")):
+        if shutil.which(command[0]) is None:
+            return f"there is no {command[0]} (Debian: {package})"
+    return None
+
+
+@cache
+def build_setting(name: str) -> list[str]:
+    """A list that setup.py writes out."""
+    for statement in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+            return ast.literal_eval(statement.value)
+    raise LookupError(f"setup.py has no {name}")
+
+
+def kernel_objects(pool: ThreadPoolExecutor) -> list[Path]:
+    """Compiled with the flags of the real build, besides which aarch64 has one set of kernels alone."""
+    flags = [*build_setting("COMPILE_FLAGS"), *build_setting("KERNEL_FLAGS"), "-DFUSED_LOSSES_CAPABILITY=baseline"]
+
+    def compile_unit(name: str) -> Path:
+        return compile_source(ROOT / name, (BUILD / name).with_suffix(".o"), flags, COMPILER)
+
+    beside = ["csrc/cpu/capability.cpp", "csrc/ops/transformed_cross_entropy.cpp"]
+    return list(pool.map(compile_unit, [*build_setting("KERNEL_SOURCES"), *beside]))
+
+
+@cache
+def program(name: str, *helpers: str) -> Path:
+    """Of a source in tests/native/cpu_kernels and those that it needs, with all kernels. Static: it takes no libraries
+    of aarch64 to run."""
+    # GCC has the type under this name before it has C++'s.
+    flags = ["-std=c++20", "-O1", "-D_Float16=__fp16", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
+
+    def compile_unit(stem: str) -> Path:
+        return compile_source(PROGRAMS / f"{stem}.cpp", BUILD / "programs" / f"{stem}.o", flags, COMPILER)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        kernels = kernel_objects(pool)
+        own = list(pool.map(compile_unit, [name, *helpers]))
+    return link([*own, *kernels], BUILD / "programs" / name, ["-static"], COMPILER)
+
+
+def run(binary: Path, *arguments: str, numbers: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [*EMULATOR, str(binary), *arguments]
+    return subprocess.run(command, input=numbers, capture_output=True, timeout=600, check=False)
