@@ -8,6 +8,7 @@
 # make wheel   a wheel for this Python and this kind of machine, without torch's libraries: dist/
 # make test-wheel   that wheel, in a virtual environment of its own with $(TORCH), under a part of the tests
 # make sdist   the source distribution: dist/
+# make lock   the newest versions of what these commands install, but torch: requirements/development.txt; needs uv
 # make sanitizers   those tests that run the CUDA kernels under sanitizers, and that find faults planted in them
 #
 # Variables: PYTHON (the interpreter that makes the virtual environment), VENV (where it is made), TORCH (the torch to
@@ -35,7 +36,7 @@ PYTHON_FILES = setup.py fused_losses tests benchmarks examples $(wildcard docs/*
 FORGE = .github
 ISSUE_FORMS = $(filter-out %/config.yml,$(wildcard $(FORGE)/ISSUE_TEMPLATE/*.yml))
 
-.PHONY: demo demo-distributed test test-all test-rest test-gpu test-integrations wheel test-wheel sdist sanitizers memcheck bench lint format clean install
+.PHONY: demo demo-distributed test test-all test-rest test-gpu test-integrations wheel test-wheel sdist lock sanitizers memcheck bench lint format clean install
 
 demo: install
 	$(VENV)/bin/python -m examples
@@ -91,6 +92,16 @@ test-wheel:
 
 sdist: $(VENV)/.wheel-tools
 	$(VENV)/bin/python -m build --sdist --no-isolation --outdir dist
+
+# Without torch, of which each environment has its own, and without an index, of which each network has.
+lock:
+	mkdir -p build
+	echo "torch; sys_platform == 'never'" > build/without_torch.txt
+	printf '%s\n' $(BUILD_TOOLS) > build/tools.in
+	uv pip compile -q pyproject.toml build/tools.in --extra test --extra bench --extra demo --extra lint --extra wheel \
+	  --override build/without_torch.txt --universal --python-version 3.10 --upgrade --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" -o build/locked.txt
+	grep -v "'never'" build/locked.txt > requirements/development.txt
 
 $(VENV)/.wheel-tools: $(VENV)/.installed
 	$(PIP) "fused-losses[wheel]"  # already installed: its extra alone

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 import fused_losses
 import fused_losses._C as native
 
@@ -37,3 +39,26 @@ def test_every_supported_python_is_named_and_the_tools_are_set_to_the_oldest() -
     assert named == [f"3.{minor}" for minor in range(int(oldest.split(".")[1]), 10 + len(named))]
     assert find(r'^python_version = "(\S+)"$', "pyproject.toml") == oldest
     assert find(r'^target-version = "py(\d+)"$', "pyproject.toml") == oldest.replace(".", "")
+
+
+def distributions(requirements: str) -> set[str]:
+    return {
+        re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r"^([\w.-]+)", requirements, flags=re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("extra", ["test", "bench", "demo", "wheel", "lint"])
+def test_the_locked_versions_have_what_an_extra_asks_for(extra: str) -> None:
+    locked = (ROOT / "requirements" / "development.txt").read_text()
+    listed = re.findall(r'"([^"]+)"', find(rf"^{extra} = \[([^]]+)\]$", "pyproject.toml"))
+    assert listed
+    assert distributions("\n".join(listed)) <= distributions(locked)
+    assert {requirement for requirement in listed if re.fullmatch(r"[\w-]+==\S+", requirement)} <= set(
+        locked.splitlines()
+    )
+
+
+def test_the_locked_versions_name_no_index_and_leave_torch_to_the_environment() -> None:
+    locked = (ROOT / "requirements" / "development.txt").read_text()
+    assert "://" not in locked
+    assert "torch" not in distributions(locked)
