@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import shlex
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,8 @@ from pathlib import Path
 from compilation import ROOT, compile_source, link
 
 BUILD = ROOT / "build" / "cross_compiled" / "aarch64"
-COMPILER = shlex.split(os.environ.get("FUSED_LOSSES_AARCH64_CXX", "aarch64-linux-gnu-g++"))
-EMULATOR = shlex.split(os.environ.get("FUSED_LOSSES_AARCH64_EMULATOR", "qemu-aarch64"))
+COMPILER = "aarch64-linux-gnu-g++"
+EMULATOR = "qemu-aarch64"
 PROGRAMS = ROOT / "tests" / "native" / "cpu_kernels"
 
 
@@ -23,8 +22,8 @@ PROGRAMS = ROOT / "tests" / "native" / "cpu_kernels"
 def unavailable() -> str | None:
     """Why nothing can be compiled for aarch64 and run here, or nothing."""
     for command, package in ((COMPILER, "g++-aarch64-linux-gnu"), (EMULATOR, "qemu-user")):
-        if shutil.which(command[0]) is None:
-            return f"there is no {command[0]} (Debian: {package})"
+        if shutil.which(command) is None:
+            return f"there is no {command} (Debian: {package})"
     return None
 
 
@@ -42,7 +41,7 @@ def kernel_objects(pool: ThreadPoolExecutor) -> list[Path]:
     flags = [*build_setting("COMPILE_FLAGS"), *build_setting("KERNEL_FLAGS"), "-DFUSED_LOSSES_CAPABILITY=baseline"]
 
     def compile_unit(name: str) -> Path:
-        return compile_source(ROOT / name, (BUILD / name).with_suffix(".o"), flags, COMPILER)
+        return compile_source(ROOT / name, (BUILD / name).with_suffix(".o"), flags, [COMPILER])
 
     beside = ["csrc/cpu/capability.cpp", "csrc/ops/transformed_cross_entropy.cpp"]
     return list(pool.map(compile_unit, [*build_setting("KERNEL_SOURCES"), *beside]))
@@ -56,14 +55,15 @@ def program(name: str, *helpers: str) -> Path:
     flags = ["-std=c++20", "-O1", "-D_Float16=__fp16", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
 
     def compile_unit(stem: str) -> Path:
-        return compile_source(PROGRAMS / f"{stem}.cpp", BUILD / "programs" / f"{stem}.o", flags, COMPILER)
+        return compile_source(PROGRAMS / f"{stem}.cpp", BUILD / "programs" / f"{stem}.o", flags, [COMPILER])
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         kernels = kernel_objects(pool)
         own = list(pool.map(compile_unit, [name, *helpers]))
-    return link([*own, *kernels], BUILD / "programs" / name, ["-static"], COMPILER)
+    return link([*own, *kernels], BUILD / "programs" / name, ["-static"], [COMPILER])
 
 
 def run(binary: Path, *arguments: str, numbers: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    command = [*EMULATOR, str(binary), *arguments]
-    return subprocess.run(command, input=numbers, capture_output=True, timeout=600, check=False)
+    return subprocess.run(
+        [EMULATOR, str(binary), *arguments], input=numbers, capture_output=True, timeout=600, check=False
+    )
