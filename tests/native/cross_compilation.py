@@ -15,7 +15,6 @@ from compilation import ROOT, compile_source, link
 BUILD = ROOT / "build" / "cross_compiled" / "aarch64"
 COMPILER = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64"
-PROGRAMS = ROOT / "tests" / "native" / "cpu_kernels"
 
 
 @cache
@@ -36,31 +35,25 @@ def build_setting(name: str) -> list[str]:
     raise LookupError(f"setup.py has no {name}")
 
 
-def kernel_objects(pool: ThreadPoolExecutor) -> list[Path]:
-    """Compiled with the flags of the real build, besides which aarch64 has one set of kernels alone."""
-    flags = [*build_setting("COMPILE_FLAGS"), *build_setting("KERNEL_FLAGS"), "-DFUSED_LOSSES_CAPABILITY=baseline"]
-
-    def compile_unit(name: str) -> Path:
-        return compile_source(ROOT / name, (BUILD / name).with_suffix(".o"), flags, [COMPILER])
-
-    beside = ["csrc/cpu/capability.cpp", "csrc/ops/transformed_cross_entropy.cpp"]
-    return list(pool.map(compile_unit, [*build_setting("KERNEL_SOURCES"), *beside]))
+def compile_unit(name: str, flags: list[str]) -> Path:
+    return compile_source(ROOT / name, (BUILD / name).with_suffix(".o"), flags, [COMPILER])
 
 
 @cache
 def program(name: str, *helpers: str) -> Path:
     """Of a source in tests/native/cpu_kernels and those that it needs, with all kernels. Static: it takes no libraries
     of aarch64 to run."""
+    # The flags of the real build. aarch64 has one set of kernels alone.
+    kernel_flags = [*build_setting("COMPILE_FLAGS"), *build_setting("KERNEL_FLAGS")]
+    kernel_flags += ["-DFUSED_LOSSES_CAPABILITY=baseline"]
     # GCC has the type under this name before it has C++'s.
     flags = ["-std=c++20", "-O1", "-D_Float16=__fp16", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
-
-    def compile_unit(stem: str) -> Path:
-        return compile_source(PROGRAMS / f"{stem}.cpp", BUILD / "programs" / f"{stem}.o", flags, [COMPILER])
-
+    units = [(source, kernel_flags) for source in build_setting("KERNEL_SOURCES")]
+    units += [(f"csrc/{stem}.cpp", flags) for stem in ("cpu/capability", "ops/transformed_cross_entropy")]
+    units += [(f"tests/native/cpu_kernels/{stem}.cpp", flags) for stem in (name, *helpers)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        kernels = kernel_objects(pool)
-        own = list(pool.map(compile_unit, [name, *helpers]))
-    return link([*own, *kernels], BUILD / "programs" / name, ["-static"], [COMPILER])
+        objects = list(pool.map(compile_unit, *zip(*units, strict=True)))
+    return link(objects, BUILD / name, ["-static"], [COMPILER])
 
 
 def run(binary: Path, *arguments: str, numbers: bytes = b"") -> subprocess.CompletedProcess[bytes]:
