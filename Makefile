@@ -5,6 +5,7 @@
 # make test-rest    of these, what make test leaves out
 # make test-gpu     what a GPU adds to them: the parity tests on it, streams, graphs
 # make test-integrations   the frameworks that people train with, in a virtual environment of their own (many downloads)
+# make docs   the site, with warnings as errors: build/docs/index.html
 # make wheel   a wheel for this Python and this kind of machine, without torch's libraries: dist/
 # make test-wheel   that wheel, in a virtual environment of its own with $(TORCH), under a part of the tests
 # make sdist   the source distribution: dist/
@@ -36,7 +37,7 @@ PYTHON_FILES = setup.py fused_losses tests benchmarks examples $(wildcard docs/*
 FORGE = .github
 ISSUE_FORMS = $(filter-out %/config.yml,$(wildcard $(FORGE)/ISSUE_TEMPLATE/*.yml))
 
-.PHONY: demo demo-distributed test test-all test-rest test-gpu test-integrations wheel test-wheel sdist lock sanitizers memcheck bench lint format clean install
+.PHONY: demo demo-distributed test test-all test-rest test-gpu test-integrations docs wheel test-wheel sdist lock sanitizers memcheck bench lint format clean install
 
 demo: install
 	$(VENV)/bin/python -m examples
