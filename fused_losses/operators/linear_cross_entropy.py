@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .class_axis import accumulation_dtype, position_sizes
+from .class_axis import accumulation_dtype, is_counted, position_sizes
 from .logit_transform import LogitTransform
 from .registration import MEAN, NONE
 from .row_terms import RowTerms, composite_with_terms
@@ -48,7 +48,7 @@ def autocast_is_off(device_type: str) -> torch.autocast:
 
 def counting_rows(target: Tensor, ignore_index: int) -> Tensor | None:
     """Which positions count; ``None`` where the target holds probabilities, of which all do."""
-    return None if target.is_floating_point() else target != ignore_index
+    return None if target.is_floating_point() else is_counted(target, ignore_index)
 
 
 def sizes_of_losses(target: Tensor) -> tuple[int, ...]:

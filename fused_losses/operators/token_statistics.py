@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._cuda import is_cuda_available
 from .batching import batch_first
-from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
+from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype, is_counted
 from .logit_transform import LogitTransform
 from .registration import Operator, call
 
@@ -48,7 +48,7 @@ def composite(options: _Options, logits: Tensor, target: Tensor) -> tuple[Tensor
     logit_scale, softcap, ignore_index = options
     x = LogitTransform(logit_scale, softcap).transformed(logits.to(accumulation_dtype(logits.dtype)))
     log_p = torch.log_softmax(x, -1)
-    counts = target != ignore_index
+    counts = is_counted(target, ignore_index)
     index = torch.where(counts, target, 0).long().unsqueeze(-1)
     log_prob = torch.where(counts, log_p.gather(-1, index).squeeze(-1), 0)
     p = log_p.exp()

@@ -208,6 +208,15 @@ def test_other_types_of_indices(type):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_uint8_indices_of_more_classes_than_they_can_hold(reduction):
+    """Neither the number of classes nor ignore_index is taken modulo 256."""
+    leaves, target = layer(classes=300), torch.tensor([156] + [200] * 10)
+    ours = loss_and_gradients(linear_cross_entropy, leaves, target.to(torch.uint8), reduction=reduction)
+    same = loss_and_gradients(linear_cross_entropy, leaves, target, reduction=reduction)
+    assert all(map(torch.equal, ours, same))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_no_rows_no_counting_rows_and_one_class(reduction):
     check(layer(0), torch.zeros(0, dtype=torch.int64), reduction=reduction)  # a mean of nothing is NaN
     check(layer(), torch.full((11,), -100), reduction=reduction)
