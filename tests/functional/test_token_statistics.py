@@ -137,6 +137,14 @@ def test_a_narrow_type_of_indices_does_not_wrap_ignore_index_around(device, type
     torch.testing.assert_close(torch.func.jvp(log_prob, (logits,), (logits,))[0], expected)
 
 
+@pytest.mark.parametrize("bad", [-1, 200])
+@pytest.mark.parametrize("type", [torch.int64, torch.int32, torch.int16], ids=str)
+def test_an_index_out_of_bounds_by_torchs_operators(type, bad):
+    logits, target = torch.randn(2, 200), torch.tensor([3, bad]).to(type)
+    with pytest.raises(IndexError, match=f"Target {bad} is out of bounds"):
+        torch.func.jvp(lambda logits: token_statistics(logits, target), (logits,), (logits,))
+
+
 @pytest.mark.parametrize("masked", [-100.0, -1e4, -1e30, float("-inf")])
 @pytest.mark.parametrize("options", TRANSFORMS[:3], ids=str)
 def test_masked_vocabulary(device, masked, options):
