@@ -70,15 +70,21 @@ class LinearLayer(NamedTuple):
         sizes = (self.num_rows(), self.num_classes, *([math.prod(self.inner)] if self.inner else []))
         return input.new_empty((1,), dtype=dtype).expand(sizes)
 
-    def refusal(
-        self, target: Tensor, class_weight: Tensor | None, ignore_index: int, label_smoothing: float
-    ) -> str | None:
-        """Why this is no problem for us, or ``None``: torch knows the error, if it is one."""
+    def refusal_of_types(self) -> str | None:
+        """Why no layer of these types is computed here, or ``None``; under autocast those that it casts are one."""
         dtypes = {tensor.dtype for tensor in (self.input, self.weight, self.bias) if tensor is not None}
         if not is_autocast(self.input) and len(dtypes) > 1:
             return "input, weight and bias are of several types"
         if (torch.float64 in dtypes and len(dtypes) > 1) or not dtypes <= FLOAT_DTYPES:
             return "there is no kernel for these types"
+        return None
+
+    def refusal(
+        self, target: Tensor, class_weight: Tensor | None, ignore_index: int, label_smoothing: float
+    ) -> str | None:
+        """Why this is no problem for us, or ``None``: torch knows the error, if it is one."""
+        if (reason := self.refusal_of_types()) is not None:
+            return reason
         if not self.holds_probabilities(target) and target.shape != self.positions:
             return "the target's shape does not fit"
         logits = self.stand_in()

@@ -20,6 +20,12 @@ _NUM_SAVED = 4
 _HAS_CUDA = is_cuda_available()
 
 
+def require_floating_point(input: Tensor) -> None:
+    """Of logits, or of what they are computed of: a conversion would lose the imaginary part of a complex number."""
+    if not input.is_floating_point():
+        raise NotImplementedError(f"statistics of tokens are not implemented for an input of {input.dtype}")
+
+
 def refusal(logits: Tensor, target: Tensor, logit_scale: float, softcap: float, ignore_index: int) -> str | None:
     """Why the kernels do not compute these statistics, or ``None``."""
     if not (logits.is_cpu or (_HAS_CUDA and logits.is_cuda)):
