@@ -12,7 +12,7 @@ from .operators.class_axis import FLOAT_DTYPES, accumulation_dtype
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .routing import is_autocast, promotes
 
-__all__ = ["LinearLayer", "checked_layer"]
+__all__ = ["LinearLayer", "autocast_cast", "checked_layer"]
 
 
 class LinearLayer(NamedTuple):
@@ -61,7 +61,7 @@ class LinearLayer(NamedTuple):
         bias = self.bias if self.bias is None or self.bias.dim() == 1 else self.bias.reshape(num_logits)
         if not is_autocast(input):
             return input, weight, bias
-        return _cast(input), _cast(weight), None if bias is None else _cast(bias)
+        return autocast_cast(input), autocast_cast(weight), None if bias is None else autocast_cast(bias)
 
     def stand_in(self) -> Tensor:
         """No logits, but of their shape and type."""
@@ -102,7 +102,8 @@ def _is_cast(tensor: Tensor) -> bool:
     return is_autocast(tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
-def _cast(tensor: Tensor) -> Tensor:
+def autocast_cast(tensor: Tensor) -> Tensor:
+    """As autocast casts an argument of a linear layer: no float64."""
     return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if _is_cast(tensor) else tensor
 
 
