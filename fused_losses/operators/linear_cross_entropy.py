@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +42,9 @@ class LinearLossOptions(NamedTuple):
     loss_dtype: torch.dtype
 
 
-def autocast_is_off(device_type: str) -> torch.autocast:
-    """A block without autocast: its rules were applied to what the block computes with."""
-    return torch.autocast(device_type, enabled=False)
+def autocast_is_off(device_type: str) -> AbstractContextManager[Any]:
+    """A block without autocast, which meta tensors have none of: its rules were applied to what it computes with."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def counting_rows(target: Tensor, ignore_index: int) -> Tensor | None:

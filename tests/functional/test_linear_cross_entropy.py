@@ -656,6 +656,17 @@ def test_heads_of_torchs_operators_and_of_no_rows(heads):
     assert empty.shape == (0, heads)
 
 
+@pytest.mark.parametrize("function", [linear_cross_entropy, fused_losses.functional.linear_token_statistics])
+def test_meta_tensors_have_shapes_and_no_autocast(function):
+    input, weight, target = (t.to("meta") for t in (torch.randn(4, 3), torch.randn(5, 3), torch.zeros(4).long()))
+    with torch.autocast("cpu"):
+        result = function(input, weight, target)
+    loss = result if function is linear_cross_entropy else result.log_prob
+    assert loss.is_meta
+    assert loss.dtype == torch.float32
+    assert loss.shape == (() if function is linear_cross_entropy else (4,))
+
+
 def test_the_weight_of_an_ignored_row_has_no_part():
     input, weight, target = torch.randn(4, 3), torch.randn(5, 3), torch.tensor([1, -100, 2, 3])
     token_weight = torch.tensor([1.0, float("nan"), 1.0, 2.0])
