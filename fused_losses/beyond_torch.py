@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .autograd.cross_entropy import fused_cross_entropy
-from .operators.class_axis import INDEX_DTYPES, class_dim, mean_denominator, position_sizes
+from .operators.class_axis import INDEX_DTYPES, class_dim, is_class, mean_denominator, position_sizes
 from .operators.cross_entropy import composite
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.registration import MEAN, NONE
@@ -70,8 +70,8 @@ def cross_entropy_beyond_torch(
         if target.shape != token_weight.shape:
             raise ValueError(f"Expected target of shape {list(token_weight.shape)}, got {list(target.shape)}")
         # What counts for nothing is left out, unless it is no class: that is an error in any case.
-        is_class = (target >= 0) & (target < input.shape[class_dim(input.shape)])
-        counted = torch.where((token_weight == 0) & is_class, ignore_index, target.long())
+        is_left_out = (token_weight == 0) & is_class(target, input.shape[class_dim(input.shape)])
+        counted = torch.where(is_left_out, ignore_index, target.long())
     losses = _with_terms(input, counted, weight, NONE, *options, True, terms, inplace_gradient) * token_weight
     if reduction != NONE:
         losses = losses.sum()

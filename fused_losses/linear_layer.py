@@ -12,7 +12,7 @@ from .operators.class_axis import FLOAT_DTYPES, accumulation_dtype
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .routing import is_autocast, promotes
 
-__all__ = ["LinearLayer", "checked_layer"]
+__all__ = ["LinearLayer", "autocast_cast", "checked_layer"]
 
 
 class LinearLayer(NamedTuple):
@@ -61,7 +61,7 @@ class LinearLayer(NamedTuple):
         bias = self.bias if self.bias is None or self.bias.dim() == 1 else self.bias.reshape(num_logits)
         if not is_autocast(input):
             return input, weight, bias
-        return _cast(input), _cast(weight), None if bias is None else _cast(bias)
+        return autocast_cast(input), autocast_cast(weight), None if bias is None else autocast_cast(bias)
 
     def stand_in(self) -> Tensor:
         """No logits, but of their shape and type."""
@@ -70,15 +70,21 @@ class LinearLayer(NamedTuple):
         sizes = (self.num_rows(), self.num_classes, *([math.prod(self.inner)] if self.inner else []))
         return input.new_empty((1,), dtype=dtype).expand(sizes)
 
-    def refusal(
-        self, target: Tensor, class_weight: Tensor | None, ignore_index: int, label_smoothing: float
-    ) -> str | None:
-        """Why this is no problem for us, or ``None``: torch knows the error, if it is one."""
+    def refusal_of_types(self) -> str | None:
+        """Why no layer of these types is computed here, or ``None``; under autocast those that it casts are one."""
         dtypes = {tensor.dtype for tensor in (self.input, self.weight, self.bias) if tensor is not None}
         if not is_autocast(self.input) and len(dtypes) > 1:
             return "input, weight and bias are of several types"
         if (torch.float64 in dtypes and len(dtypes) > 1) or not dtypes <= FLOAT_DTYPES:
             return "there is no kernel for these types"
+        return None
+
+    def refusal(
+        self, target: Tensor, class_weight: Tensor | None, ignore_index: int, label_smoothing: float
+    ) -> str | None:
+        """Why this is no problem for us, or ``None``: torch knows the error, if it is one."""
+        if (reason := self.refusal_of_types()) is not None:
+            return reason
         if not self.holds_probabilities(target) and target.shape != self.positions:
             return "the target's shape does not fit"
         logits = self.stand_in()
@@ -96,7 +102,8 @@ def _is_cast(tensor: Tensor) -> bool:
     return is_autocast(tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
-def _cast(tensor: Tensor) -> Tensor:
+def autocast_cast(tensor: Tensor) -> Tensor:
+    """As autocast casts an argument of a linear layer: no float64."""
     return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if _is_cast(tensor) else tensor
 
 

@@ -20,6 +20,7 @@ from .operators.registration import REDUCTIONS
 from .operators.row_terms import RowTerms, row_terms
 from .operators.row_terms import refusal as refusal_of_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
+from .operators.token_statistics import require_floating_point
 from .route_log import COMPILED, EAGER, WATCHED, note
 from .routing import has_overrides, kernel_route, reason_for_torch
 from .tokens import TokenStatistics
@@ -223,7 +224,8 @@ def linear_token_statistics(
     Raises:
         IndexError: a target is neither in :math:`[0, V)` nor ``ignore_index``.
         ValueError: ``softcap`` or ``logit_scale`` is out of range, or the target's shape or type does not fit.
-        RuntimeError: the shapes of input, weight and bias do not fit.
+        RuntimeError: the shapes of input, weight and bias do not fit, or their types.
+        NotImplementedError: they are of no floating-point type.
 
     Example::
 
@@ -246,11 +248,14 @@ def linear_token_statistics(
         )
     if target.dtype not in INDEX_DTYPES:
         raise ValueError(f"targets must be class indices, not {target.dtype}")
+    require_floating_point(input)
     arguments = (*layer.autocast(), target.flatten())
     reason = (
         _OVERRIDDEN
         if has_overrides(input, linear_weight, linear_bias, target)
-        else _against_layer(layer, target, None) or refusal_of_statistics(layer.stand_in(), target.flatten(), *options)
+        else _against_layer(layer, target, None)
+        or layer.refusal_of_types()
+        or refusal_of_statistics(layer.stand_in(), target.flatten(), *options)
     )
     route = kernel_route()
     if reason is None and route == WATCHED:

@@ -180,7 +180,7 @@ def _is_transformed() -> bool:
 
 def is_autocast(tensor: Tensor) -> bool:
     """Whether autocast is on for the tensor's device."""
-    return torch.is_autocast_enabled("cpu" if tensor.is_cpu else "cuda")
+    return torch.is_autocast_enabled("cpu") if tensor.is_cpu else tensor.is_cuda and torch.is_autocast_enabled("cuda")
 
 
 def promotes(input: Tensor) -> bool:

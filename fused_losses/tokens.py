@@ -10,7 +10,7 @@ from torch import Tensor
 from .operators.logit_transform import LogitTransform
 from .operators.registration import call
 from .operators.row_terms import row_terms
-from .operators.token_statistics import composite, refusal
+from .operators.token_statistics import composite, refusal, require_floating_point
 from .route_log import note
 from .routing import has_overrides, kernel_route, reason_for_torch, without_waiting_wrapper
 
@@ -66,6 +66,7 @@ def token_statistics(
     Raises:
         IndexError: a target is neither in :math:`[0, V)` nor ``ignore_index``.
         ValueError: ``softcap`` is not positive, the targets are no integers, or the shapes do not fit.
+        NotImplementedError: the logits are of no floating-point type.
 
     Where a mode or a subclass overrides torch's functions, torch's own operators compute the same.
 
@@ -79,6 +80,7 @@ def token_statistics(
         )
     if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
         raise ValueError(f"targets must be class indices, not {target.dtype}")
+    require_floating_point(logits)
     options = (terms.logit_scale, terms.softcap, ignore_index)
     logits = without_waiting_wrapper(logits)
     reason = (

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..operators.class_axis import is_class
 from ..operators.linear_cross_entropy import (
     LinearLossOptions,
     autocast_is_off,
@@ -162,7 +163,7 @@ def _check_class_indices(target: Tensor, options: LinearLossOptions) -> None:
     counts = counting_rows(target, options.ignore_index)
     if counts is None or not backward.is_on_host(target):
         return
-    bad = counts & ((target < 0) | (target >= options.num_classes))
+    bad = counts & ~is_class(target, options.num_classes)
     if bad.any():
         raise IndexError(f"Target {target[bad][0].item()} is out of bounds.")
 

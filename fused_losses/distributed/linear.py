@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..linear_layer import autocast_cast
 from ..operators.row_terms import refuse_tensors
+from ..routing import is_autocast
 from . import operators
 from .arguments import name_of_group
 from .loss import LossOptions
@@ -96,8 +97,6 @@ def vocab_parallel_linear_cross_entropy(
 
 def _as_autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """In the types that autocast gives a linear layer; the backward must compute the very logits of the forward."""
-    device = input.device.type
-    if not torch.is_autocast_enabled(device):
+    if not is_autocast(input):
         return input, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-    return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return autocast_cast(input), autocast_cast(weight), None if bias is None else autocast_cast(bias)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..functional import binary_cross_entropy_with_logits, cross_entropy
+from ..operators.class_axis import is_counted
 from .deferred_logits import float32_cross_entropy
 
 __all__ = [
@@ -159,7 +160,7 @@ def label_smoothing_loss(
     if shift_labels:
         labels = _next_of(labels, ignore_index)
     if num_items_in_batch is None:
-        num_items_in_batch = (labels != ignore_index).sum()
+        num_items_in_batch = is_counted(labels, ignore_index).sum()
     return _float32_loss(logits, labels, logits.shape[-1], num_items_in_batch, ignore_index, epsilon)
 
 

@@ -53,9 +53,20 @@ def fake_class_loss(input: Tensor, reduction: int, dtype: torch.dtype) -> Tensor
     return input.new_empty(position_sizes(input.shape) if reduction == 0 else (), dtype=dtype)
 
 
+def is_counted(target: Tensor, ignore_index: int) -> Tensor:
+    """Which class indices are not ignored. A comparison in 8 or 32 bits would wrap ``ignore_index`` around."""
+    return target.long() != ignore_index
+
+
+def is_class(target: Tensor, num_classes: int) -> Tensor:
+    """Which class indices there are classes for; compared in 64 bits, too."""
+    target = target.long()
+    return (target >= 0) & (target < num_classes)
+
+
 def target_weights(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
     """The class weight of each class index, 0 where it is ignored."""
-    used = target != ignore_index
+    used = is_counted(target, ignore_index)
     if weight is None:
         return used.to(dtype)
     return torch.where(used, weight.to(dtype)[torch.where(used, target, 0).long()], 0)
@@ -73,7 +84,7 @@ def mean_scale(target: Tensor, weight: Tensor | None, ignore_index: int, input: 
     denominator = mean_denominator(target, weight, ignore_index, input)
     if not isinstance(denominator, Tensor):
         return 1 / denominator
-    return torch.where(target != ignore_index, 1 / denominator, 0)
+    return torch.where(is_counted(target, ignore_index), 1 / denominator, 0)
 
 
 def fold(stack: Tensor, sample_dims: int) -> Tensor:

@@ -24,6 +24,7 @@ from .class_axis import (
     fold,
     fold_positions,
     fold_target,
+    is_counted,
     mean_denominator,
     position_sizes,
     refusal_of_class_indices,
@@ -217,7 +218,8 @@ def _row_scale(
         return scale * (grad_output / scale.numel() if reduction == MEAN else grad_output)
     weights = target_weights(target, class_weight, ignore_index, dtype)
     mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
-    mass = torch.where(target != ignore_index, weights * (1 - label_smoothing) + label_smoothing * mean_weight, 0)
+    smoothed = weights * (1 - label_smoothing) + label_smoothing * mean_weight
+    mass = torch.where(is_counted(target, ignore_index), smoothed, 0)
     if reduction == MEAN:
         grad_output = grad_output / mean_denominator(target, class_weight, ignore_index, logits)
     return torch.where(mass != 0, mass * grad_output, 0)

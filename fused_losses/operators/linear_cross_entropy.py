@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .class_axis import accumulation_dtype, position_sizes
+from .class_axis import accumulation_dtype, is_counted, position_sizes
 from .logit_transform import LogitTransform
 from .registration import MEAN, NONE
 from .row_terms import RowTerms, composite_with_terms
@@ -41,14 +42,14 @@ class LinearLossOptions(NamedTuple):
     loss_dtype: torch.dtype
 
 
-def autocast_is_off(device_type: str) -> torch.autocast:
-    """A block without autocast: its rules were applied to what the block computes with."""
-    return torch.autocast(device_type, enabled=False)
+def autocast_is_off(device_type: str) -> AbstractContextManager[Any]:
+    """A block without autocast, which meta tensors have none of: its rules were applied to what it computes with."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def counting_rows(target: Tensor, ignore_index: int) -> Tensor | None:
     """Which positions count; ``None`` where the target holds probabilities, of which all do."""
-    return None if target.is_floating_point() else target != ignore_index
+    return None if target.is_floating_point() else is_counted(target, ignore_index)
 
 
 def sizes_of_losses(target: Tensor) -> tuple[int, ...]:

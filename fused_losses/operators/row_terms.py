@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..torch_losses import torch_function
-from .class_axis import accumulation_dtype, class_dim, mean_denominator
+from .class_axis import accumulation_dtype, class_dim, is_counted, mean_denominator
 from .logit_transform import LogitTransform
 from .registration import MEAN, NONE
 from .token_statistics import refusal_of_scales
@@ -95,7 +95,7 @@ def composite_with_terms(
         losses = losses * complement**terms.focal_gamma
     if terms.lse_square_scale:
         squares = torch.logsumexp(x, class_dim(x.shape)) ** 2 * terms.lse_square_scale
-        losses = losses + (torch.where(target != ignore_index, squares, 0) if by_index else squares)
+        losses = losses + (torch.where(is_counted(target, ignore_index), squares, 0) if by_index else squares)
     if reduction == NONE:
         return losses
     total = losses.sum()

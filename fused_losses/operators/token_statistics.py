@@ -9,14 +9,21 @@ import torch
 from torch import Tensor
 
 from .._cuda import is_cuda_available
+from ..torch_losses import torch_function
 from .batching import batch_first
-from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
+from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype, is_counted
 from .logit_transform import LogitTransform
 from .registration import Operator, call
 
 _Options = tuple[float, float, int]  # logit_scale, softcap (0: none), ignore_index
 _NUM_SAVED = 4
 _HAS_CUDA = is_cuda_available()
+
+
+def require_floating_point(input: Tensor) -> None:
+    """Of logits, or of what they are computed of: a conversion would lose the imaginary part of a complex number."""
+    if not input.is_floating_point():
+        raise NotImplementedError(f"statistics of tokens are not implemented for an input of {input.dtype}")
 
 
 def refusal(logits: Tensor, target: Tensor, logit_scale: float, softcap: float, ignore_index: int) -> str | None:
@@ -48,9 +55,10 @@ def composite(options: _Options, logits: Tensor, target: Tensor) -> tuple[Tensor
     logit_scale, softcap, ignore_index = options
     x = LogitTransform(logit_scale, softcap).transformed(logits.to(accumulation_dtype(logits.dtype)))
     log_p = torch.log_softmax(x, -1)
-    counts = target != ignore_index
-    index = torch.where(counts, target, 0).long().unsqueeze(-1)
-    log_prob = torch.where(counts, log_p.gather(-1, index).squeeze(-1), 0)
+    rows, index = log_p.reshape(target.numel(), logits.shape[-1]), target.long().flatten()
+    # An index out of bounds is the IndexError of losses, and not gather's RuntimeError.
+    losses = torch_function("nll_loss")(rows, index, ignore_index=ignore_index, reduction="none")
+    log_prob = torch.where(is_counted(target, ignore_index), -losses.reshape(target.shape), 0)
     p = log_p.exp()
     entropy = -(p * torch.where(p == 0, 0, log_p)).sum(-1)  # masked classes: 0 times -inf counts 0
     return log_prob, torch.logsumexp(x, -1), entropy

@@ -578,6 +578,19 @@ def linear_layers_under_autocast(rank: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
 
+@case
+def autocast_leaves_float64_as_it_is(rank: int) -> None:
+    """A linear layer's rule of torch."""
+    shards = layouts(rank)[1]
+    _, target = problem(shards)
+    hidden, weight = torch.randn(7, 5, dtype=torch.float64), torch.randn(shards.num_classes, 5, dtype=torch.float64)
+    expected = vocab_parallel_linear_cross_entropy(hidden, weight[shards.mine], target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = vocab_parallel_linear_cross_entropy(hidden, weight[shards.mine], target)
+    assert loss.dtype == torch.float64
+    assert torch.equal(loss, expected)
+
+
 # Autograd, compile, modules
 
 

@@ -405,3 +405,10 @@ def test_what_is_no_loss_in_torch_is_none_here():
     target[3] = -7
     with pytest.raises(IndexError):
         cross_entropy(logits, target, torch.rand(300), token_weight=token_weight)
+
+
+def test_weights_of_tokens_do_not_wrap_uint8_indices_around():
+    logits, weights = torch.randn(3, 300), torch.tensor([2.0, 0.0, 1.0])
+    target = torch.tensor([156, 44, 3])  # -100 and 300 modulo 256
+    ours = cross_entropy(logits, target.to(torch.uint8), token_weight=weights)
+    torch.testing.assert_close(ours, reference(logits, target, token_weight=weights))

@@ -208,6 +208,15 @@ def test_other_types_of_indices(type):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_uint8_indices_of_more_classes_than_they_can_hold(reduction):
+    """Neither the number of classes nor ignore_index is taken modulo 256."""
+    leaves, target = layer(classes=300), torch.tensor([156] + [200] * 10)
+    ours = loss_and_gradients(linear_cross_entropy, leaves, target.to(torch.uint8), reduction=reduction)
+    same = loss_and_gradients(linear_cross_entropy, leaves, target, reduction=reduction)
+    assert all(map(torch.equal, ours, same))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_no_rows_no_counting_rows_and_one_class(reduction):
     check(layer(0), torch.zeros(0, dtype=torch.int64), reduction=reduction)  # a mean of nothing is NaN
     check(layer(), torch.full((11,), -100), reduction=reduction)
@@ -645,6 +654,17 @@ def test_heads_of_torchs_operators_and_of_no_rows(heads):
     torch.testing.assert_close(gradient, leaf.grad)
     empty = linear_cross_entropy(torch.randn(0, 3), weight, torch.zeros(0, heads, dtype=torch.long), reduction="none")
     assert empty.shape == (0, heads)
+
+
+@pytest.mark.parametrize("function", [linear_cross_entropy, fused_losses.functional.linear_token_statistics])
+def test_meta_tensors_have_shapes_and_no_autocast(function):
+    input, weight, target = (t.to("meta") for t in (torch.randn(4, 3), torch.randn(5, 3), torch.zeros(4).long()))
+    with torch.autocast("cpu"):
+        result = function(input, weight, target)
+    loss = result if function is linear_cross_entropy else result.log_prob
+    assert loss.is_meta
+    assert loss.dtype == torch.float32
+    assert loss.shape == (() if function is linear_cross_entropy else (4,))
 
 
 def test_the_weight_of_an_ignored_row_has_no_part():

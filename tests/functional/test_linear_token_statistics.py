@@ -139,3 +139,25 @@ def test_errors_and_routes():
     fused_losses.routes(reset=True)
     linear_token_statistics(input, weight, target)
     assert fused_losses.routes() == {"linear_token_statistics": {"kernel": 1}}
+
+
+@pytest.mark.parametrize("types", [(0, 1, 0), (1, 0, 0), (0, 0, 1)], ids=str)
+@pytest.mark.parametrize("other", [torch.float64, torch.bfloat16], ids=str)
+def test_types_that_a_linear_layer_does_not_mix(other, types):
+    """A weight of another type would get a gradient of the input's."""
+    (input, weight, bias), target = problem(dtype=torch.float32)
+    dtypes = [other if is_other else torch.float32 for is_other in types]
+    input, weight, bias = map(torch.Tensor.to, (input, weight, bias), dtypes)
+    with pytest.raises(RuntimeError, match="dtype"):
+        F.linear(input, weight, bias)
+    with pytest.raises(RuntimeError, match="dtype"):
+        linear_token_statistics(input, weight, target, linear_bias=bias)
+
+
+@pytest.mark.parametrize("type", [torch.complex64, torch.int64], ids=str)
+def test_no_statistics_of_numbers_that_are_not_of_floating_point(type):
+    (input, weight, _), target = problem(dtype=torch.float32)
+    with pytest.raises(NotImplementedError, match="not implemented"):
+        linear_token_statistics(input.detach().to(type), weight.detach().to(type), target)
+    with pytest.raises(NotImplementedError, match="not implemented"):
+        token_statistics(torch.ones(11, 9, dtype=type), target)

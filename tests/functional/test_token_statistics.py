@@ -123,6 +123,28 @@ def test_other_types_of_indices(device, type):
         assert torch.equal(ours, same)
 
 
+@pytest.mark.parametrize("type, ignore_index", [(torch.uint8, -100), (torch.int32, -(2**63))], ids=str)
+def test_a_narrow_type_of_indices_does_not_wrap_ignore_index_around(device, type, ignore_index):
+    """On the kernel, and by torch's operators, which forward-mode derivatives take."""
+    logits, _ = problem((2, 200), device=device)
+    target = torch.tensor([(ignore_index + 2**32) % 256, 3], device=device)
+    expected = torch.log_softmax(logits, -1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+
+    def log_prob(logits):
+        return token_statistics(logits, target.to(type), ignore_index=ignore_index).log_prob
+
+    torch.testing.assert_close(log_prob(logits), expected)
+    torch.testing.assert_close(torch.func.jvp(log_prob, (logits,), (logits,))[0], expected)
+
+
+@pytest.mark.parametrize("bad", [-1, 200])
+@pytest.mark.parametrize("type", [torch.int64, torch.int32, torch.int16], ids=str)
+def test_an_index_out_of_bounds_by_torchs_operators(type, bad):
+    logits, target = torch.randn(2, 200), torch.tensor([3, bad]).to(type)
+    with pytest.raises(IndexError, match=f"Target {bad} is out of bounds"):
+        torch.func.jvp(lambda logits: token_statistics(logits, target), (logits,), (logits,))
+
+
 @pytest.mark.parametrize("masked", [-100.0, -1e4, -1e30, float("-inf")])
 @pytest.mark.parametrize("options", TRANSFORMS[:3], ids=str)
 def test_masked_vocabulary(device, masked, options):
