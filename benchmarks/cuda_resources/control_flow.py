@@ -82,6 +82,9 @@ class Way:
     def __add__(self, other: "Way") -> "Way":
         return Way(self.issued + other.issued, self.special + other.special)
 
+    def __mul__(self, times: int) -> "Way":
+        return Way(self.issued * times, self.special * times)
+
 
 @dataclass(frozen=True)
 class Loop:

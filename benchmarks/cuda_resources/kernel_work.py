@@ -1,6 +1,6 @@
 """What the kernels issue for an element: machine code's loops and ways, matched with what the sources say they do.
 
-The kernels are picked as csrc/cuda picks them, tests/cuda/test_issue_budget.py compares that with what is launched.
+The kernels are picked as csrc/cuda picks them: tests/cuda/test_issue_budget.py compares the tables with the sources.
 Rows begin aligned, targets are not ignored, weights of classes, smoothing and statistics for a backward are left out.
 """
 
@@ -107,9 +107,7 @@ def elementwise(formula: str, dtype: str, gradient: bool) -> Problem:
 
     def cost(flow: ControlFlow) -> Cost:
         elements = PACKET_BYTES // size
-        demands = {"wide_loads": 2, "logarithms": elements}
-        if formula == "LogitFormula":
-            demands["exponentials"] = elements
+        demands = {"wide_loads": 2, "exponentials" if formula == "LogitFormula" else "logarithms": elements}
         if gradient:
             demands["wide_stores"] = 1
         return _per_element(flow.cheapest(flow.loops[0], demands, STORES - demands.keys()), elements)
@@ -152,25 +150,24 @@ def _kept_row(flow: ControlFlow, classes: int, packets: int, threads: int, eleme
 def _swept_row(flow: ControlFlow, classes: int, packets: int, threads: int, elements: int, gradient: bool) -> Cost:
     row, in_flight = flow.loops[0], 3
     reading, writing = _sweeps(flow, row, in_flight * elements)
-    passed = [reading, writing] if gradient else [reading]
-    own = flow.cheapest(row, ROW_DEMANDS | {LOOP.format(loop.head): 1 for loop in passed})
+    passed = {LOOP.format(loop.head): 1 for loop in ([reading, writing] if gradient else [reading])}
+    round_work = {"exponentials": in_flight * elements}
+    round_way = flow.cheapest(reading, round_work, STORES)
+    if gradient:
+        round_way += flow.cheapest(writing, round_work | {"wide_stores": in_flight})
     ways: dict[int, Way] = {}
 
-    def round_trip(slots: int) -> Way:
-        if slots not in ways:
-            work = {"exponentials": slots * elements}
-            ways[slots] = flow.cheapest(reading, work, STORES)
-            if gradient:
-                ways[slots] += flow.cheapest(writing, work | {"wide_stores": slots})
-        return ways[slots]
+    def own(left: int) -> Way:
+        """Besides the rounds: with the packets that are left, fewer than a round's."""
+        if left not in ways:
+            exponentials = left * elements * (2 if gradient else 1) + 1  # the target's
+            demands = ROW_DEMANDS | passed | {"exponentials": exponentials}
+            ways[left] = flow.cheapest(row, demands | ({"wide_stores": left} if gradient else {}))
+        return ways[left]
 
     def way(first: int) -> Way:
-        total = own
-        left = _slots(packets, first, threads)
-        while left > 0:
-            total += round_trip(min(left, in_flight))
-            left -= in_flight
-        return total
+        rounds, left = divmod(_slots(packets, first, threads), in_flight)
+        return own(left) + round_way * rounds
 
     return _of_warps(map(way, _first_lanes(threads)), threads, classes)
 
@@ -189,20 +186,20 @@ def _few_rows(flow: ControlFlow, classes: int, size: int, gradient: bool) -> Cos
     tile = flow.loops[0]
     demands = {"narrow_loads": 1, "logarithms": 1, "sums": 1, "exponentials": classes + 1}
     packets = classes * size / PACKET_BYTES  # of a thread, on average
-    issued, special = 0.0, 0.0
+    issued = 0.0
     staging = [loop for loop in flow.inside(tile) if not flow.work(loop).get("exponentials")]
     for kind in ("wide_loads", "wide_stores") if gradient else ("wide_loads",):
-        # A loop may be unrolled, and what is left has a loop of its own.
+        # A loop may be unrolled, and what is left has a loop of its own: the one that takes less for a packet.
         found = [
-            (flow.cheapest(loop, {kind: 1}), flow.work(loop)[kind], loop)
+            (flow.cheapest(loop, {kind: 1}).issued / flow.work(loop)[kind], loop.head)
             for loop in staging
             if _moves(flow, loop, kind)
         ]
-        way, moved, loop = min(found, key=lambda it: it[0].issued / it[1])
-        issued += way.issued * packets / moved
-        demands[LOOP.format(loop.head)] = 1
+        of_packet, head = min(found)
+        issued += of_packet * packets
+        demands[LOOP.format(head)] = 1
     own = flow.cheapest(tile, demands)
-    return Cost((own.issued + issued) / classes, (own.special + special) / classes)
+    return Cost((own.issued + issued) / classes, own.special / classes)
 
 
 def _moves(flow: ControlFlow, loop: Loop, kind: str) -> bool:
