@@ -14,6 +14,7 @@ from benchmarks.cuda_resources.machine_code import SECTION, WIDE_BITS
 
 LABEL = re.compile(r"^\s*(\.L_x_\w+):")
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?(\w+)((?:\.\w+)*)([^;]*);")
+ENDS = ("BRA", "EXIT", "RET")  # of blocks
 TARGET = re.compile(r"\(?(\.L_x_\w+)\)")
 
 # What a way does, and how much of it at least: names of WORK.
@@ -243,13 +244,14 @@ def _blocks(listing: Iterable[str]) -> list[Block]:
             numbers[match[1]] = len(blocks) - 1
         elif match := INSTRUCTION.match(line):
             target = TARGET.search(match[5])
-            branches = match[3] in ("BRA", "EXIT", "RET")
             modifiers = tuple(match[4].split(".")[1:])
-            target_label = target[1] if target is not None and match[3] == "BRA" and "DIV" not in modifiers else None
+            # A call of a place in the kernel itself is how 8.x leaves some loops.
+            may_jump = match[3] in ("BRA", "CALL") and "DIV" not in modifiers
+            target_label = target[1] if target is not None and may_jump else None
             is_conditional = match[2] is not None or bool(re.match(r"\s*!?U?P\d", match[5]))
             predicate = (match[2] or match[5].strip()) if is_conditional else None
             blocks[-1].instructions.append(Instruction(match[3], modifiers, predicate, target_label))
-            if branches:
+            if target_label is not None or match[3] in ENDS:
                 blocks.append(Block())
     for number, block in enumerate(blocks):
         _follow(block, number, len(blocks), numbers)
@@ -257,10 +259,10 @@ def _blocks(listing: Iterable[str]) -> list[Block]:
 
 
 def _follow(block: Block, number: int, count: int, numbers: Mapping[str, int]) -> None:
-    block.is_entered = not any(it.name in ("CALL", "BPT", "WARPSYNC") and _is_away(it) for it in block.instructions)
+    block.is_entered = not any(_is_away(it) for it in block.instructions)
     last = block.instructions[-1] if block.instructions else None
     falls_through = True
-    if last is not None and last.name in ("BRA", "EXIT", "RET"):
+    if last is not None and (last.target is not None or last.name in ENDS):
         falls_through = last.predicate is not None or "DIV" in last.modifiers
         if last.target is not None:
             block.next.append(numbers[last.target])
@@ -269,4 +271,6 @@ def _follow(block: Block, number: int, count: int, numbers: Mapping[str, int]) -
 
 
 def _is_away(instruction: Instruction) -> bool:
-    return instruction.name != "WARPSYNC" or "COLLECTIVE" in instruction.modifiers
+    if instruction.name == "WARPSYNC":
+        return "COLLECTIVE" in instruction.modifiers
+    return instruction.name == "BPT" or (instruction.name == "CALL" and instruction.target is None)

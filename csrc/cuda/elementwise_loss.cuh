@@ -220,6 +220,7 @@ __device__ __forceinline__ void load_broadcast(const BroadcastOperand& operand, 
 template <class T, class Formula, bool kWeighted>
 constexpr int elementwise_registers() {
   if (kWeighted) return kBlackwell ? 128 : sizeof(T) == 4 ? 64 : 80;
+  if (sizeof(T) == 8 && kSameType<Formula, FocalFormula>) return 80;  // a double's power
   return kBlackwell || sizeof(T) != 4 ? 64 : 48;
 }
 
@@ -276,13 +277,15 @@ __global__ void __launch_bounds__(kElementwiseThreads,
       }
       FUSED_LOSSES_DEVICE_ASSERT(in_range && "input and target between 0 and 1");
     }
+    // What a weight or a power takes would stay in registers from one to the other.
+    constexpr bool kAtOnce = kWeighted || kSameType<Formula, FocalFormula>;
     A values[kCount];
     A derivatives[kCount];
     A sum = 0;
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
       values[k] = number_of(formula_at(k).value) * weight[k];
-      if constexpr (kWeighted) derivatives[k] = number_of(formula_at(k).derivative) * weight[k] * scale;
+      if constexpr (kAtOnce) derivatives[k] = number_of(formula_at(k).derivative) * weight[k] * scale;
       sum += values[k];
     }
     if (count < kCount) {
@@ -293,7 +296,7 @@ __global__ void __launch_bounds__(kElementwiseThreads,
     block_loss += static_cast<double>(sum);
     if (losses != nullptr) store_elements(losses + first, count, is_aligned(losses), values);
     if (params.mode == ElementwiseMode::Loss) continue;
-    if constexpr (!kWeighted) {  // with weights at once, as they would stay in registers until here
+    if constexpr (!kAtOnce) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) derivatives[k] = number_of(formula_at(k).derivative) * scale;
     }
