@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.cuda_resources.budget import BUDGET_ARCHITECTURES, BUDGET_SOURCES, shares
+from benchmarks.cuda_resources.budget_table import write_budget
 from benchmarks.cuda_resources.compilation import CompilationError, compile_all
 from benchmarks.cuda_resources.evidence import collect, complaints
 from benchmarks.cuda_resources.markdown import write_markdown
@@ -23,9 +25,14 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--architectures",
         type=architectures,
-        default=ARCHITECTURES,
         metavar="LIST",
-        help=f"compute capabilities times ten, default {','.join(map(str, ARCHITECTURES))}",
+        help=f"compute capabilities times ten, default {','.join(map(str, ARCHITECTURES))}, "
+        f"with --budget {','.join(map(str, BUDGET_ARCHITECTURES))}",
+    )
+    cli.add_argument(
+        "--budget",
+        action="store_true",
+        help="only the instructions an element beside what a GPU can issue while its memory moves it",
     )
     cli.add_argument("--write", type=Path, metavar="FILE", help="write the tables there, not to the screen")
     cli.add_argument("--jobs", type=int, default=2, help="compilers at a time, default 2")
@@ -42,24 +49,32 @@ def architectures(text: str) -> tuple[int, ...]:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     start = time.perf_counter()
+    chosen = options.architectures or (BUDGET_ARCHITECTURES if options.budget else ARCHITECTURES)
     try:
         toolchain = find_toolchain()
-        units = compile_all(toolchain, options.architectures, jobs=options.jobs)
+        units = compile_all(toolchain, chosen, BUDGET_SOURCES if options.budget else None, jobs=options.jobs)
+        budget = write_budget(shares(toolchain, units))
     except (MissingToolError, CompilationError) as error:
         print(error, file=sys.stderr)
         return 2
+    if options.budget:
+        _put(budget, options.write)
+        return 0
     evidence = collect(toolchain, units)
-    tables = write_markdown(evidence, toolchain)
-    if options.write is None:
-        print(tables)
-    else:
-        options.write.write_text(tables)
+    _put(f"{write_markdown(evidence, toolchain)}\n{budget}", options.write)
     wrong = complaints(evidence)
     for complaint in wrong:
         print(complaint, file=sys.stderr)
-    where = f"{len(evidence)} kernels on {len(options.architectures)} architectures"
+    where = f"{len(evidence)} kernels on {len(chosen)} architectures"
     print(f"{where}, {len(wrong)} complaints, {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return 1 if wrong else 0
+
+
+def _put(text: str, file: Path | None) -> None:
+    if file is None:
+        print(text)
+    else:
+        file.write_text(text)
 
 
 if __name__ == "__main__":

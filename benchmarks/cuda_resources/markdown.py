@@ -49,7 +49,7 @@ def _limits(architecture: int) -> str:
 
 def _table(evidence: Sequence[Evidence], architectures: Sequence[int]) -> str:
     titles = ["kernel", "threads", "shared", *map(capability, architectures), "loads", "stores"]
-    lines = [_row(titles), _row([":--"] + ["--:"] * (len(titles) - 1))]
+    lines = [row(titles), row([":--"] + ["--:"] * (len(titles) - 1))]
     kernels: dict[str, dict[int, Evidence]] = {}
     for it in evidence:
         kernels.setdefault(it.kernel, {})[it.architecture] = it
@@ -63,7 +63,7 @@ def _table(evidence: Sequence[Evidence], architectures: Sequence[int]) -> str:
             _counts(everywhere, lambda it: it.wide_loads, lambda it: it.narrow_loads),
             _counts(everywhere, lambda it: it.wide_stores, lambda it: it.narrow_stores),
         ]
-        lines.append(_row(cells))
+        lines.append(row(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -84,5 +84,6 @@ def _range(values: Iterable[int]) -> str:
     return str(different[0]) if len(different) == 1 else f"{different[0]}-{different[-1]}"
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """A row of a table."""
     return "| " + " | ".join(cells) + " |"

@@ -19,14 +19,19 @@ constexpr int kMostFewClasses = 32;
 
 // Adjacent elements from one memory to another by the threads of a block, in packets if both begin equally far past an
 // aligned address. What is in shared memory is for Reuse::Soon: accesses with a cache hint are for global memory alone.
-template <class T>
+template <int kMaxClasses, class T>
 __device__ __forceinline__ void copy_by_block(T* to, Reuse reuse_to, const T* from, Reuse reuse_from, int count) {
   const int thread = static_cast<int>(threadIdx.x);
   const PacketWindow<T, int> window(from, count);
   if (!window.is_packed(to)) {
+#pragma unroll 1
     for (int i = thread; i < count; i += kFewBlockThreads) to[i] = from[i];
     return;
   }
+  // Told nothing, nvcc unrolls by 16, and what leads to that costs a row of two classes more than its copy.
+  constexpr int kPacketsOfThread = kMaxClasses / kPacketElements<T>;
+  [[maybe_unused]] constexpr int kUnroll = kPacketsOfThread < 1 ? 1 : kPacketsOfThread > 4 ? 4 : kPacketsOfThread;
+#pragma unroll kUnroll
   for (int i = thread; i < window.num_packets(); i += kFewBlockThreads) {
     store_packet(to + window.first_element(i), window.load(i, reuse_from), reuse_to);
   }
@@ -62,16 +67,17 @@ __global__ void __launch_bounds__(kFewBlockThreads,
     const int tile_elements = static_cast<int>(rest < kFewBlockThreads ? rest : kFewBlockThreads) * num_classes;
     if constexpr (kRows) {
       const T* const rows = static_cast<const T*>(params.logits) + first * num_classes;
-      copy_by_block(tile, Reuse::Soon, rows, Reuse::Never, tile_elements);
+      copy_by_block<kMaxClasses>(tile, Reuse::Soon, rows, Reuse::Never, tile_elements);
       __syncthreads();
     }
     const int64_t position = first + thread;
     if (position < params.num_positions) {
       const Place place = place_of(position, params.inner_size);
-      const T* logits = kRows ? tile + thread * num_classes
-                              : static_cast<const T*>(params.logits) + params.logits_layout.offset(place);
+      const T* const first_logit = kRows ? tile + thread * num_classes
+                                         : static_cast<const T*>(params.logits) + params.logits_layout.offset(place);
       const int64_t stride = kRows ? 1 : params.logits_layout.class_stride;
       // All classes are asked for before any is looked at: converted at once, a predicate would have to live for each.
+      const T* logits = first_logit;
       T raw[kMaxClasses];
 #pragma unroll
       for (int c = 0; c < kMaxClasses; ++c) {
@@ -98,16 +104,16 @@ __global__ void __launch_bounds__(kFewBlockThreads,
         }
         statistics.mass_times_x *= uniform.spread;
       }
+      const A target_logit = target_class >= 0 ? to_accumulation(first_logit[target_class * stride]) : A(0);
       // The target's exponential is not summed: see Note [Confident rows].
-      A target_logit = 0;
+      const RowExponential<T> exponential(shift);
 #pragma unroll
       for (int c = 0; c < kMaxClasses; ++c) {
         if (c % 4 == 0 && c >= num_classes) break;
-        const bool is_target = c == target_class;
-        target_logit = is_target ? x[c] : target_logit;
-        x[c] = exp_of_shifted<T>(is_target ? -kInfinity<A> : x[c] - shift);
+        x[c] = exponential(c == target_class ? -kInfinity<A> : x[c]);
         statistics.sum += x[c];
       }
+      statistics.sum *= exponential.correction(shift);
       statistics.template add_target<T>(target.target_class, target_logit);
       set_common_mass(params, statistics);
       block_loss += write_row(params, position, statistics, target, target_logit, uniform.exists);
@@ -122,17 +128,20 @@ __global__ void __launch_bounds__(kFewBlockThreads,
 #pragma unroll
         for (int c = 0; c < kMaxClasses; ++c) {
           if (c % 4 == 0 && c >= num_classes) break;
-          const A value = c == target_class ? at_target : gradient.of_exponential(x[c], scaled_mass);
+          A value = gradient.of_exponential(x[c], scaled_mass);
+          if (!kRows) value = c == target_class ? at_target : value;
           if (c < num_classes) *to = from_accumulation<T>(value);
           to += to_stride;
         }
+        // In shared memory a second store costs less than a choice for every class.
+        if (kRows && target_class >= 0) tile[thread * num_classes + target_class] = from_accumulation<T>(at_target);
       }
     }
     if constexpr (kRows) {
       __syncthreads();
       if (wants_gradient) {
         T* const rows = static_cast<T*>(params.gradient) + first * num_classes;
-        copy_by_block(rows, Reuse::Never, tile, Reuse::Soon, tile_elements);
+        copy_by_block<kMaxClasses>(rows, Reuse::Never, tile, Reuse::Soon, tile_elements);
         __syncthreads();  // the next rows are written there
       }
     }

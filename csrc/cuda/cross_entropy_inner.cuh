@@ -116,11 +116,12 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
           const A shift = finite_shift(max);
           // Not summed: see Note [Confident rows].
           const int target_element = static_cast<int>(targets[k].target_class) - first;
-          A sum = kCompensates ? -lost[k] : statistics[k].sum;
+          const RowExponential<T> exponential(shift);
+          A sum = kCompensates ? -lost[k] : A(0);
 #pragma unroll
           for (int i = 0; i < kClassesInFlight<kDense>; ++i) {
             const A shifted = x[i].values[k] - shift;
-            if (i != target_element) sum += exp_of_shifted<T>(shifted);
+            if (i != target_element) sum += exponential(x[i].values[k]);
             if constexpr (kDense) {
               if (first + i >= num_classes || k >= count) continue;
               const A mass = DenseMass<T>(params, {outer, inner + k}).at(first + i);
@@ -128,7 +129,9 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
               statistics[k].mass_times_x += mass * shifted;
             }
           }
-          if constexpr (kCompensates) {
+          if constexpr (!kCompensates) {
+            sum = statistics[k].sum + sum * exponential.correction(shift);
+          } else {
             const A total = statistics[k].sum + sum;
             lost[k] = (total - statistics[k].sum) - sum;
             sum = total;

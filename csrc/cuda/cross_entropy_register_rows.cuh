@@ -18,6 +18,8 @@ template <int kGroup, int kPacketsPerThread>
 struct RowGeometry {
   static constexpr int kThreads = kGroup;  // that share a row
   static constexpr int kPackets = kPacketsPerThread;
+  // Of these as many have a packet in every row: see cross_entropy_register_rows for what rows there are.
+  static constexpr int kFilled = kPackets == 8 ? 4 : kPackets / 4;
   static constexpr int kBlockThreads = kThreads > kWarpThreads ? kThreads : 128;
   static constexpr int kRowsPerBlock = kBlockThreads / kThreads;
   static_assert((kThreads & (kThreads - 1)) == 0 && kThreads <= 1024);
@@ -43,20 +45,17 @@ struct RowShare {
   __device__ __forceinline__ RowShare(const T* row, int num_classes, int thread_of_row)
       : window(row, num_classes), thread(thread_of_row) {
     const T outside = from_accumulation<T>(-kInfinity<A>);
+    const T* const first = window.address(row, thread);
 #pragma unroll
     for (int i = 0; i < kPackets; ++i) {
-      if (has(i)) {
-        packets[i] = window.load(number(i), Reuse::Never);
-      } else {
-        packets[i] = Packet<T>::filled(-kInfinity<A>);
-      }
+      packets[i] = has(i) ? load_packet(first + i * kThreads * kElements, Reuse::Never) : Packet<T>::lowest();
     }
 #pragma unroll
     for (int i = 0; i < kEdges; ++i) edges[i] = window.load_edge(number(i), outside);
   }
 
   __device__ __forceinline__ int number(int i) const { return thread + i * kThreads; }
-  __device__ __forceinline__ bool has(int i) const { return number(i) < window.num_packets(); }
+  __device__ __forceinline__ bool has(int i) const { return i < Geometry::kFilled || number(i) < window.num_packets(); }
   __device__ __forceinline__ bool has_edge(int i) const { return number(i) < window.num_edges(); }
 
   __device__ __forceinline__ A max() const {
@@ -67,6 +66,16 @@ struct RowShare {
 #pragma unroll
     for (int i = 0; i < kEdges; ++i) result = max_of(result, to_accumulation(edges[i]));
     return result;
+  }
+
+  // What was made of the elements so far is made again where it is asked for: kept, it takes more registers than there
+  // are. That it would be kept only threatens where no branch stands before it.
+  __device__ __forceinline__ void forget() {
+#pragma unroll
+    for (int i = 0; i < Geometry::kFilled; ++i) {
+#pragma unroll
+      for (uint32_t& word : packets[i].words) word = opaque(word);
+    }
   }
 
   // Of every element that the thread has: body(element).
@@ -92,14 +101,14 @@ struct RowShare {
   __device__ __forceinline__ bool take_out(int c) {
     const T outside = from_accumulation<T>(-kInfinity<A>);
     bool is_ours = false;
-    const int from_first = c - window.first_element(0);
-    if (from_first >= 0 && from_first < window.num_packets() * kElements) {
-      const int i = from_first / kElements - thread;
+    const typename Window::Spot spot = window.find(c);
+    if (spot.packet >= 0) {
+      const int i = spot.packet - thread;
       if (i % kThreads != 0 || i < 0) return false;
 #pragma unroll
       for (int slot = 0; slot < kPackets; ++slot) {
         if (i != slot * kThreads) continue;
-        packets[slot].replace(from_first % kElements, -kInfinity<A>);
+        packets[slot].replace(spot.element, -kInfinity<A>);
       }
       return true;
     }
@@ -115,13 +124,15 @@ struct RowShare {
   // row[c] = body(element c).
   template <class Body>
   __device__ __forceinline__ void store(T* row, const Body& body) const {
+    const bool packed = window.is_packed(row);
+    T* const first = window.address(row, thread);
 #pragma unroll
     for (int i = 0; i < kPackets; ++i) {
       if (!has(i)) continue;
       A values[kElements];
 #pragma unroll
       for (int k = 0; k < kElements; ++k) values[k] = body(packets[i].at(k));
-      window.store(number(i), Packet<T>::of(values), row);
+      Window::store_at(first + i * kThreads * kElements, Packet<T>::of(values), packed);
     }
 #pragma unroll
     for (int i = 0; i < kEdges; ++i) {
@@ -135,7 +146,7 @@ template <class T, class Geometry>
 constexpr int register_row_registers() {
   if (sizeof(T) == 8) return 128;
   if (Geometry::kPackets == 8) return Geometry::kThreads <= kWarpThreads ? 96 : 80;
-  return kBlackwell ? 80 : 72;
+  return 80;
 }
 
 template <class T, class Geometry>
@@ -148,9 +159,10 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
   double block_loss = 0;
 
   const auto do_row = [&](int64_t position, bool exists, int thread) {
-    const Place place = place_of(position, params.inner_size);
+    // Past the last row the last one is done again, by lanes that the reductions need.
+    const Place place = place_of(exists ? position : params.num_positions - 1, params.inner_size);
     const T* logits = static_cast<const T*>(params.logits) + params.logits_layout.offset(place);
-    RowShare<T, Geometry> row(logits, exists ? static_cast<int>(params.num_classes) : 0, thread);
+    RowShare<T, Geometry> row(logits, static_cast<int>(params.num_classes), thread);
     RowTarget<A> target;
     A target_logit = 0;
     A scale = 0;
@@ -167,16 +179,18 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
     if (uniform.exists) sums[1] = row.sum_of([&](A x) { return x - shift; });
     // The target's exponential is not summed, and its gradient is not made of it: see Note [Confident rows].
     const bool has_target = target.target_class >= 0 && row.take_out(static_cast<int>(target.target_class));
-    sums[0] = row.sum_of([&](A x) { return exp_of_shifted<T>(x - shift); });
+    const RowExponential<T> exponential(shift);
+    sums[0] = row.sum_of([&](A x) { return exponential(x); });
     sum_over_group<Geometry::kThreads>(sums);
     if (!exists) return;
-    statistics.sum = sums[0];
+    statistics.sum = sums[0] * exponential.correction(shift);
     statistics.mass_times_x = sums[1] * uniform.spread;
     statistics.template add_target<T>(target.target_class, target_logit);
     set_common_mass(params, statistics);
 
     if (thread == 0) block_loss += write_row(params, position, statistics, target, target_logit, uniform.exists);
     if (params.mode == CrossEntropyMode::Loss) return;
+    row.forget();
     const RowGradient<T> gradient(statistics, target, scale, uniform.exists);
     const A scaled_mass = uniform.spread * gradient.scale;
     T* gradients = static_cast<T*>(params.gradient) + params.gradient_layout.offset(place);
@@ -203,8 +217,9 @@ constexpr bool fits_registers(int64_t num_classes) {
   return max_packets<T>(num_classes) <= 256 * 8;
 }
 
-// At least half of a geometry's packets lie in the row. A thread has as many as its registers hold, which spreads what
-// a row costs over more of its elements, and blocks are small: while one reduces, others read.
+// At least half of a geometry's packets lie in the row, wherever it begins: see kFilled. A thread has as many as its
+// registers hold, which spreads what a row costs over more of its elements, and blocks are small: while one reduces,
+// others read.
 template <class T>
 int64_t cross_entropy_register_rows(const CrossEntropyParams& params, Stream stream) {
   const int64_t packets = max_packets<T>(params.num_classes);

@@ -186,6 +186,7 @@ template <class T>
 struct RowGradient {
   using A = Accumulation<T>;
   A shift;
+  RowExponential<T> exponential;
   A scale;
   A inverse_sum;
   A mass;
@@ -197,18 +198,18 @@ struct RowGradient {
   __device__ __forceinline__ RowGradient(const RowStatistics<A>& statistics, const RowTarget<A>& target, A scale_of_row,
                                          bool dense)
       : shift(finite_shift(statistics.max)),
+        exponential(shift),
         scale(target.ignored ? A(0) : scale_of_row),
         inverse_sum(A(1) / statistics.sum),
         mass(dense && !target.ignored ? statistics.mass : A(0)),
-        factor((mass + target.point_mass) * scale * inverse_sum),
+        factor((mass + target.point_mass) * scale * inverse_sum * exponential.correction(shift)),
         point_mass_of_others(target.point_mass * (statistics.others * inverse_sum)) {}
 
   // `scaled_mass` is q_c * scale.
-  __device__ __forceinline__ A at(A x, A scaled_mass) const {
-    return of_exponential(exp_of_shifted<T>(x - shift), scaled_mass);
-  }
-  __device__ __forceinline__ A of_exponential(A exponential, A scaled_mass) const {
-    return fma_of(exponential, factor, -scaled_mass);
+  __device__ __forceinline__ A at(A x, A scaled_mass) const { return of_exponential(exponential(x), scaled_mass); }
+  // Of what `exponential` gave.
+  __device__ __forceinline__ A of_exponential(A value, A scaled_mass) const {
+    return fma_of(value, factor, -scaled_mass);
   }
   // `dense_mass` is q_c. Without any the logit does not count.
   __device__ __forceinline__ A at_target(A x, A dense_mass) const {

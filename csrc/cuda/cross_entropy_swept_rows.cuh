@@ -24,18 +24,19 @@ template <class T, bool kKeeps>
 class KeptPackets {
  public:
   // The launch has given the block room for `count`.
-  __device__ __forceinline__ explicit KeptPackets(int64_t count) : count_(count) {
+  __device__ __forceinline__ explicit KeptPackets(int count) : count_(count) {
     if constexpr (kKeeps) {
       FUSED_LOSSES_DYNAMIC_SHARED(Packet<T>, shared);
       packets_ = shared;
     }
   }
-  __device__ __forceinline__ bool has(int64_t packet) const { return kKeeps && packet < count_; }
-  __device__ __forceinline__ Packet<T>& operator[](int64_t packet) const { return packets_[packet]; }
+  // `packet` is one of the row.
+  __device__ __forceinline__ bool has(int packet) const { return kKeeps && packet < count_; }
+  __device__ __forceinline__ Packet<T>& operator[](int packet) const { return packets_[packet]; }
 
  private:
   Packet<T>* packets_ = nullptr;
-  int64_t count_;
+  int count_;
 };
 
 // kDense: whether there is a target mass that differs by class.
@@ -62,42 +63,12 @@ class SweptRow {
   __device__ __forceinline__ RowStatistics<A> statistics(int thread, const KeptPackets<T, kKeeps>& kept,
                                                          int64_t target_class) const {
     RowStatistics<A> result;
-    for (int first = thread; first < num_packets_; first += kInFlight * kThreads) {
-      Packet<T> x[kInFlight];
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const int packet = first + i * kThreads;
-        if (packet < num_packets_) {
-          x[i] = window_.load(packet, kept.has(packet) ? Reuse::Never : Reuse::Soon);
-        } else {
-          x[i] = Packet<T>::filled(-kInfinity<A>);
-        }
-      }
-      A masses[kInFlight][kElements];  // where they differ by class
-#pragma unroll
-      for (int i = 0; kDense && i < kInFlight; ++i) {
-        const int packet = first + i * kThreads;
-        if (packet < num_packets_) dense().packet(window_.first_element(packet), masses[i]);
-      }
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const int packet = first + i * kThreads;
-        if (packet < num_packets_ && kept.has(packet)) kept[packet] = x[i];
-      }
-      Packet<T> largest = x[0];
-#pragma unroll
-      for (int i = 1; i < kInFlight; ++i) largest = max_of_packets(largest, x[i]);
-      const A max = max_of(result.max, max_of_packet(largest));
-      result.raise(max);
-      const A shift = finite_shift(max);
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const int packet = first + i * kThreads;
-        if (packet < num_packets_) {
-          add_packet(result, x[i], masses[i], window_.first_element(packet), shift, target_class);
-        }
-      }
-    }
+    RowExponential<T> exponential(A(0));
+    const typename Window::Spot target = window_.find(target_class);
+    const int first = for_each_round<kThreads>(
+        thread, [&](int packet) { add_packets<kThreads, true>(result, exponential, packet, kept, target); });
+    if (first < num_packets_) add_packets<kThreads, false>(result, exponential, first, kept, target);
+    result.sum *= exponential.correction(finite_shift(result.max));
     for (int edge = thread; edge < window_.num_edges(); edge += kThreads) {
       const int64_t c = window_.edge_element(edge);
       const A x = to_accumulation(logits_[c]);
@@ -120,43 +91,25 @@ class SweptRow {
     set_common_mass(params_, statistics);
   }
 
-  // The gradient may take the logits' place: a thread reads what it writes, and nobody else does.
+  // Whether the class is among the packets of this thread.
+  template <int kThreads>
+  __device__ __forceinline__ bool has_in_packet(int thread, int64_t target_class) const {
+    const int packet = window_.find(target_class).packet;
+    return packet >= 0 && packet % kThreads == thread;
+  }
+
+  // The gradient may take the logits' place: a thread reads what it writes, and nobody else does. `target_logit` counts
+  // where has_in_packet.
   template <int kThreads, bool kKeeps>
   __device__ __forceinline__ void write_gradient(int thread, const KeptPackets<T, kKeeps>& kept, int64_t target_class,
-                                                 const RowGradient<T>& gradient) const {
+                                                 A target_logit, const RowGradient<T>& gradient) const {
     T* gradients = static_cast<T*>(params_.gradient) + params_.gradient_layout.offset(place_);
     const A uniform = uniform_.spread * gradient.scale;
-    A target_logit = 0;
-    bool has_target = false;
-    for (int first = thread; first < num_packets_; first += kInFlight * kThreads) {
-      Packet<T> x[kInFlight];
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const int packet = first + i * kThreads;
-        if (packet < num_packets_) x[i] = kept.has(packet) ? kept[packet] : window_.load(packet, Reuse::Never);
-      }
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const int packet = first + i * kThreads;
-        if (packet >= num_packets_) continue;
-        const int64_t c = window_.first_element(packet);
-        const int64_t target_element = target_class < 0 ? -1 : target_class - c;
-        if (target_element >= 0 && target_element < kElements) {
-          has_target = true;
-#pragma unroll
-          for (int k = 0; k < kElements; ++k) target_logit = k == target_element ? x[i].at(k) : target_logit;
-        }
-        A masses[kElements] = {};
-        if constexpr (kDense) dense().packet(c, masses);
-        A values[kElements];
-#pragma unroll
-        for (int k = 0; k < kElements; ++k) {
-          values[k] = gradient.at(x[i].at(k), kDense ? masses[k] * gradient.scale : uniform);
-        }
-        window_.store(packet, Packet<T>::of(values), gradients);
-      }
-    }
-    if (has_target) {
+    const bool packed = window_.is_packed(gradients);
+    const int first = for_each_round<kThreads>(
+        thread, [&](int packet) { write_packets<kThreads, true>(gradients, packed, packet, kept, uniform, gradient); });
+    if (first < num_packets_) write_packets<kThreads, false>(gradients, packed, first, kept, uniform, gradient);
+    if (has_in_packet<kThreads>(thread, target_class)) {
       gradients[target_class] = from_accumulation<T>(gradient.at_target(target_logit, mass_at(target_class)));
     }
     for (int edge = thread; edge < window_.num_edges(); edge += kThreads) {
@@ -169,6 +122,7 @@ class SweptRow {
   }
 
  private:
+  using Window = PacketWindow<T, int64_t>;
   static constexpr int kElements = kPacketElements<T>;
   // Packets of a thread that are asked for before the first is used.
   static constexpr int kInFlight = !kDense ? 3 : sizeof(T) == 4 ? 2 : 1;
@@ -184,28 +138,105 @@ class SweptRow {
     result.mass_times_x += mass * shifted;
   }
 
-  __device__ __forceinline__ void add_packet(RowStatistics<A>& result, Packet<T>& x, const A (&masses)[kElements],
-                                             int64_t first, A shift, int64_t target_class) const {
-    if constexpr (kDense) {
+  // Calls body(packet) for every kInFlight packets of a thread, which all exist. The first of those that are left.
+  template <int kThreads, class Body>
+  __device__ __forceinline__ int for_each_round(int thread, const Body& body) const {
+    int packet = thread;
+    for (; packet + (kInFlight - 1) * kThreads < num_packets_; packet += kInFlight * kThreads) body(packet);
+    return packet;
+  }
+
+  // Packets first, first + kThreads, ... kAll: every one of them exists. Between two calls the sum lacks the
+  // exponentials' correction.
+  template <int kThreads, bool kAll, bool kKeeps>
+  __device__ __forceinline__ void add_packets(RowStatistics<A>& result, RowExponential<T>& exponential, int first,
+                                              const KeptPackets<T, kKeeps>& kept,
+                                              const typename Window::Spot& target) const {
+    const auto exists = [&](int i) { return kAll || first + i * kThreads < num_packets_; };
+    const T* const from = window_.address(logits_, first);
+    Packet<T> x[kInFlight];
 #pragma unroll
-      for (int k = 0; k < kElements; ++k) add_mass(result, masses[k], x.at(k) - shift);
-    } else if (uniform_.exists) {
-#pragma unroll
-      for (int k = 0; k < kElements; ++k) add_mass(result, A(1), x.at(k) - shift);
+    for (int i = 0; i < kInFlight; ++i) {
+      const int packet = first + i * kThreads;
+      if (exists(i)) {
+        x[i] = load_packet(from + i * kThreads * kElements, kept.has(packet) ? Reuse::Never : Reuse::Soon);
+      } else {
+        x[i] = Packet<T>::lowest();
+      }
     }
-    const int64_t target_element = target_class - first;
-    if (target_class >= 0 && target_element >= 0 && target_element < kElements) {
-      x.replace(static_cast<int>(target_element), -kInfinity<A>);
-    }
-    A part = 0;
+    A masses[kInFlight][kElements];  // where they differ by class
 #pragma unroll
-    for (int k = 0; k < kElements; ++k) part += exp_of_shifted<T>(x.at(k) - shift);
-    result.sum += part;
+    for (int i = 0; kDense && i < kInFlight; ++i) {
+      if (exists(i)) dense().packet(window_.first_element(first + i * kThreads), masses[i]);
+    }
+    if (kept.has(first)) {
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        const int packet = first + i * kThreads;
+        if (exists(i) && kept.has(packet)) kept[packet] = x[i];
+      }
+    }
+    Packet<T> largest = x[0];
+#pragma unroll
+    for (int i = 1; i < kInFlight; ++i) largest = max_of_packets(largest, x[i]);
+    const A max = max_of(result.max, max_of_packet(largest));
+    const A shift = finite_shift(max);
+    if (max != result.max) {
+      result.sum *= exponential.correction(finite_shift(result.max));
+      exponential = RowExponential<T>(shift);
+      result.raise(max);
+      result.sum /= exponential.correction(shift);
+    }
+    if (kDense || uniform_.exists) {
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        if (!exists(i)) continue;
+#pragma unroll
+        for (int k = 0; k < kElements; ++k) add_mass(result, kDense ? masses[i][k] : A(1), x[i].at(k) - shift);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      if (!exists(i)) continue;
+      if (first + i * kThreads == target.packet) x[i].replace(target.element, -kInfinity<A>);
+      A part = 0;
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) part += exponential(x[i].at(k));
+      result.sum += part;
+    }
+  }
+
+  template <int kThreads, bool kAll, bool kKeeps>
+  __device__ __forceinline__ void write_packets(T* gradients, bool packed, int first,
+                                                const KeptPackets<T, kKeeps>& kept, A uniform,
+                                                const RowGradient<T>& gradient) const {
+    const auto exists = [&](int i) { return kAll || first + i * kThreads < num_packets_; };
+    const T* const from = window_.address(logits_, first);
+    T* const to = window_.address(gradients, first);
+    Packet<T> x[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int packet = first + i * kThreads;
+      if (!exists(i)) continue;
+      x[i] = kept.has(packet) ? kept[packet] : load_packet(from + i * kThreads * kElements, Reuse::Never);
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      if (!exists(i)) continue;
+      A masses[kElements] = {};
+      if constexpr (kDense) dense().packet(window_.first_element(first + i * kThreads), masses);
+      A values[kElements];
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) {
+        values[k] = gradient.at(x[i].at(k), kDense ? masses[k] * gradient.scale : uniform);
+      }
+      Window::store_at(to + i * kThreads * kElements, Packet<T>::of(values), packed);
+    }
   }
 
   Place place_;
   const T* logits_;
-  PacketWindow<T, int64_t> window_;
+  Window window_;
   int num_packets_;  // below 2^31 where there are fewer than 2^32 classes
   const UniformMass<A>& uniform_;
   const CrossEntropyParams& params_;
@@ -230,8 +261,7 @@ template <class T, int kThreads, bool kDense>
 __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
                                   min_blocks(kSweepBlockThreads<kThreads>, sweep_registers<T, kThreads, kDense>()))
     cross_entropy_swept_rows_kernel(const __grid_constant__ CrossEntropyParams params,
-                                    const __grid_constant__ UniformMass<Accumulation<T>> uniform,
-                                    const int64_t num_kept) {
+                                    const __grid_constant__ UniformMass<Accumulation<T>> uniform, const int num_kept) {
   using A = Accumulation<T>;
   if (is_scaled_already<A>(params)) return;
   const KeptPackets<T, kKeepsPackets<kThreads>> kept(num_kept);
@@ -258,7 +288,7 @@ __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
     if (thread == 0) block_loss += write_row(params, position, statistics, target, target_logit, with_mass);
     if (params.mode == CrossEntropyMode::Loss) return;
     const RowGradient<T> gradient(statistics, target, scale, with_mass);
-    row.template write_gradient<kThreads>(thread, kept, target.target_class, gradient);
+    row.template write_gradient<kThreads>(thread, kept, target.target_class, target_logit, gradient);
   };
   for_each_row<kThreads, kSweepBlockThreads<kThreads>>(params.num_positions, do_row);
   write_block_sum<kSweepBlockThreads<kThreads>>(block_loss, params.block_losses);
@@ -276,7 +306,10 @@ __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
     const RowTarget<A> target = read_target<A>(params, position);
     const RowGradient<T> gradient(read_row<A>(params, position), target, row_scale<A>(params, position),
                                   kDense || uniform.exists);
-    row.template write_gradient<kThreads>(thread, KeptPackets<T, false>(0), target.target_class, gradient);
+    const bool has_target = row.template has_in_packet<kThreads>(thread, target.target_class);
+    const A target_logit = has_target ? row.logit(target.target_class) : A(0);
+    row.template write_gradient<kThreads>(thread, KeptPackets<T, false>(0), target.target_class, target_logit,
+                                          gradient);
   };
   for_each_row<kThreads, kSweepBlockThreads<kThreads>>(params.num_positions, do_row);
 }
@@ -305,7 +338,7 @@ int64_t launch_swept_rows(const CrossEntropyParams& params, Stream stream) {
     num_kept = std::min(max_packets<T>(params.num_classes), room_for_packets<T, kThreads, kDense>() / kSharing);
   }
   launch(cross_entropy_swept_rows_kernel<T, kThreads, kDense>, {blocks, kBlockThreads, num_kept * kPacketBytes}, stream,
-         params, UniformMass<Accumulation<T>>(params), num_kept);
+         params, UniformMass<Accumulation<T>>(params), static_cast<int>(num_kept));
   return blocks;
 }
 

@@ -63,11 +63,27 @@ __device__ __forceinline__ double double_of_bits(uint32_t low, uint32_t high) {
 __device__ __forceinline__ uint32_t low_bits_of_double(double value) { return uint32_t(__double2loint(value)); }
 __device__ __forceinline__ uint32_t high_bits_of_double(double value) { return uint32_t(__double2hiint(value)); }
 
-// exp by the hardware's ex2: the error grows by an ULP for each unit of |x|. Subnormal results are 0: __expf takes
-// three instructions more for them.
-__device__ __forceinline__ float fast_exp(float x) {
+// 2^x by the hardware, two ULP; subnormal results are 0.
+__device__ __forceinline__ float fast_exp2(float x) {
   float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+// 1 / x by the hardware, an ULP; of subnormal numbers infinity.
+__device__ __forceinline__ float fast_reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+// The same word, of which the compiler does not know that.
+__device__ __forceinline__ uint32_t opaque(uint32_t word) {
+  asm volatile("" : "+r"(word));
+  return word;
+}
+// The larger number; NaN if one is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
   return result;
 }
 
@@ -136,10 +152,13 @@ inline double double_of_bits(uint32_t low, uint32_t high) { return same_bits<dou
 inline uint32_t low_bits_of_double(double value) { return static_cast<uint32_t>(same_bits<uint64_t>(value)); }
 inline uint32_t high_bits_of_double(double value) { return static_cast<uint32_t>(same_bits<uint64_t>(value) >> 32); }
 
-inline float fast_exp(float x) {
-  const float result = std::exp2(x * 1.44269504f);
+inline float fast_exp2(float x) {
+  const float result = std::exp2(x);
   return result < 0x1p-126f ? 0.0f : result;
 }
+inline float fast_reciprocal(float x) { return 1.0f / (std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x); }
+inline uint32_t opaque(uint32_t word) { return word; }
+inline float max_or_nan(float a, float b) { return std::isnan(a) || std::isnan(b) ? a + b : std::fmax(a, b); }
 
 }  // namespace
 }  // namespace fused_losses::cuda

@@ -62,6 +62,18 @@ struct alignas(kCount * sizeof(T)) Chunk {
     return of(values);
   }
 
+  // All -inf, as constants: converted at run time they are not.
+  static __device__ __forceinline__ Chunk lowest() {
+    constexpr uint32_t kLow = sizeof(T) == 8           ? 0
+                              : kSameType<T, float>    ? 0xff800000
+                              : kSameType<T, BFloat16> ? 0xff80ff80
+                                                       : 0xfc00fc00;
+    Chunk result;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) result.words[i] = sizeof(T) == 8 && i % 2 == 1 ? 0xfff00000 : kLow;
+    return result;
+  }
+
   // Another value at a place that only the run knows. Every word is chosen: stored to under an `if`, the chunk moves
   // from registers to local memory.
   __device__ __forceinline__ void replace(int place, A value) {
@@ -161,10 +173,17 @@ __device__ __forceinline__ Packet<T> max_of_packets(const Packet<T>& a, const Pa
 }
 template <class T>
 __device__ __forceinline__ Accumulation<T> max_of_packet(const Packet<T>& packet) {
-  Accumulation<T> result = packet.at(0);
+  if constexpr (sizeof(T) == 2) {  // pairs as long as there are any
+    const auto larger = kSameType<T, BFloat16> ? max_of_bfloat16_pairs : max_of_float16_pairs;
+    Packet<T> pairs = packet;
+    pairs.words[0] = larger(larger(pairs.words[0], pairs.words[1]), larger(pairs.words[2], pairs.words[3]));
+    return max_of(pairs.at(0), pairs.at(1));
+  } else {
+    Accumulation<T> result = packet.at(0);
 #pragma unroll
-  for (int k = 1; k < kPacketElements<T>; ++k) result = max_of(result, packet.at(k));
-  return result;
+    for (int k = 1; k < kPacketElements<T>; ++k) result = max_of(result, packet.at(k));
+    return result;
+  }
 }
 
 }  // namespace

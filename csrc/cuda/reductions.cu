@@ -2,7 +2,7 @@
 // sum has a fixed order.
 #include "kernels.h"
 #include "launch.h"
-#include "packet.h"
+#include "packet_window.cuh"
 #include "reduce.h"
 
 namespace fused_losses::cuda {
@@ -90,27 +90,27 @@ __global__ void __launch_bounds__(kBlockThreads) reduce_losses_kernel(const __gr
   }
 }
 
-// The gradient is dense and its memory begins aligned, as all memory that torch hands out does.
+// The gradient is dense and begins anywhere.
 template <class T>
 __global__ void __launch_bounds__(kScaleThreads) scale_gradient_kernel(const __grid_constant__ GradientScale scale) {
   using A = Accumulation<T>;
   constexpr int kElements = kPacketElements<T>;
   const A factor = *static_cast<const A*>(scale.grad_output);
   if (factor == A(1)) return;
-  T* gradient = static_cast<T*>(scale.gradient);
-  for (int64_t first = (int64_t(blockIdx.x) * kScaleThreads + threadIdx.x) * kElements; first < scale.num_elements;
-       first += int64_t(gridDim.x) * kScaleThreads * kElements) {
-    if (first + kElements <= scale.num_elements) {
-      const Packet<T> packet = load_packet(gradient + first, Reuse::Never);
-      A values[kElements];
+  T* const gradient = static_cast<T*>(scale.gradient);
+  const PacketWindow<T, int64_t> window(gradient, scale.num_elements);
+  const int64_t thread = int64_t(blockIdx.x) * kScaleThreads + threadIdx.x;
+  for (int64_t number = thread; number < window.num_packets(); number += int64_t(gridDim.x) * kScaleThreads) {
+    T* const address = gradient + window.first_element(number);
+    const Packet<T> packet = load_packet(address, Reuse::Never);
+    A values[kElements];
 #pragma unroll
-      for (int k = 0; k < kElements; ++k) values[k] = packet.at(k) * factor;
-      store_packet(gradient + first, Packet<T>::of(values));
-      continue;
-    }
-    for (int64_t i = first; i < scale.num_elements; ++i) {
-      gradient[i] = from_accumulation<T>(to_accumulation(gradient[i]) * factor);
-    }
+    for (int k = 0; k < kElements; ++k) values[k] = packet.at(k) * factor;
+    store_packet(address, Packet<T>::of(values));
+  }
+  if (thread < window.num_edges()) {
+    T& edge = gradient[window.edge_element(static_cast<int>(thread))];
+    edge = from_accumulation<T>(to_accumulation(edge) * factor);
   }
 }
 
@@ -146,6 +146,7 @@ void reduce_losses(const LossReduction& reduction, Stream stream) {
 }
 
 void scale_gradient(const GradientScale& scale, Stream stream) {
+  if (scale.num_elements == 0) return;  // a grid has at least one block
   switch (scale.dtype) {
     case DType::Float32:
       return scale_gradient_of<float>(scale, stream);

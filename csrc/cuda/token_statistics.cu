@@ -134,6 +134,7 @@ class TokenRow {
       const A z = shifted(unit, shift);
       return exp_of_shifted<T>(z) * fma_of(max_of(z, kExpZero<A>), b, a) * transform_.derivative(unit);
     };
+    const bool packed = window_.is_packed(gradient);
     for (int first = thread; first < num_packets_; first += kInFlight * kThreads) {
       Packet<T> logits[kInFlight];
 #pragma unroll
@@ -153,7 +154,7 @@ class TokenRow {
 #pragma unroll
           for (int k = 0; k < kElements; ++k) values[k] = k == target_element ? at_target : values[k];
         }
-        window_.store(packet, Packet<T>::of(values), gradient);
+        window_.store(packet, Packet<T>::of(values), gradient, packed);
       }
     }
     for (int edge = thread; edge < window_.num_edges(); edge += kThreads) {
@@ -164,8 +165,9 @@ class TokenRow {
 
   template <int kThreads>
   __device__ __forceinline__ void write_zeros(int thread, T* gradient) const {
+    const bool packed = window_.is_packed(gradient);
     for (int packet = thread; packet < num_packets_; packet += kThreads) {
-      window_.store(packet, Packet<T>::filled(A(0)), gradient);
+      window_.store(packet, Packet<T>::filled(A(0)), gradient, packed);
     }
     for (int edge = thread; edge < window_.num_edges(); edge += kThreads) {
       gradient[window_.edge_element(edge)] = from_accumulation<T>(A(0));

@@ -125,3 +125,23 @@ def test_statistics_of_a_token_alone_and_in_a_batch(num_classes):
         alone = token_statistics(logits[row : row + 1], target[row : row + 1])
         for one, all_of_them in zip(alone, together, strict=True):
             assert torch.equal(one[0], all_of_them[row])
+
+
+# A row's exponentials are 2 to the power of a rounded product: the rounding must not be seen, nor an overflow of it.
+@pytest.mark.parametrize("magnitude", [0, 100, -3000, 60000, 2.0**17, -3e38, 3e38])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(5, 21), (3, 1000), (2, 17000), (2, 21, 5), (2, 150, 8)], ids=str)  # every kernel
+def test_16_bit_logits_of_any_magnitude(shape, dtype, magnitude):
+    if abs(magnitude) > torch.finfo(dtype).max:
+        pytest.skip(f"{magnitude} is beyond {dtype}")
+    logits = (3 * torch.randn(shape, dtype=torch.float64) + magnitude).to(dtype).requires_grad_()
+    target = torch.randint(shape[1], shape[:1] + shape[2:])
+    exact = logits.detach().double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact, target)
+    expected.backward()
+    with torch.autocast("cpu", torch.bfloat16):  # float32 losses
+        loss = CROSS_ENTROPY.ours(logits, target)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=torch.finfo(dtype).eps, atol=1e-7)

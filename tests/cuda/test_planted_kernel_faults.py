@@ -129,12 +129,40 @@ FAULTS = {
         ("plain", "ascending", "sum of block losses[0] is"),
     ),
     "packet_store_without_alignment": in_cross_entropy(
-        edit("packet_window.cuh", "if (is_packed(row)) return", "return"),
+        edit("packet_window.cuh", "if (packed) return", "return"),
         ("plain", "ascending", "misaligned address at packet.h"),
     ),
     "a_target_stays_in_the_sum": in_cross_entropy(
-        edit("cross_entropy_register_rows.cuh", "packets[slot].replace(from_first % kElements, -kInfinity<A>);", ""),
+        edit("cross_entropy_register_rows.cuh", "packets[slot].replace(spot.element, -kInfinity<A>);", ""),
         ("plain", "ascending", ", not"),
+    ),
+    "packets_that_not_every_row_has": in_cross_entropy(
+        edit("cross_entropy_register_rows.cuh", "kPackets == 8 ? 4 : kPackets / 4;", "kPackets;"),
+        ("address", "ascending", OVERFLOW),
+    ),
+    "rounds_of_packets_past_the_row": in_cross_entropy(
+        edit(
+            "cross_entropy_swept_rows.cuh",
+            "packet + (kInFlight - 1) * kThreads < num_packets_; packet +=",
+            "packet < num_packets_; packet +=",
+        ),
+        ("address", "ascending", OVERFLOW),
+    ),
+    "every_thread_writes_the_target": in_cross_entropy(
+        edit("cross_entropy_swept_rows.cuh", "packet >= 0 && packet % kThreads == thread", "packet >= 0"),
+        ("thread", "ascending", RACE),
+    ),
+    "packets_left_over_are_not_added": in_cross_entropy(
+        edit(
+            "cross_entropy_swept_rows.cuh",
+            "if (first < num_packets_) add_packets",
+            "if (first < 0) add_packets",
+        ),
+        ("plain", "ascending", "sum of block losses[0] is"),
+    ),
+    "target_of_a_staged_row_is_forgotten": in_cross_entropy(
+        edit("cross_entropy_few_classes.cuh", "if (kRows && target_class >= 0) tile", "if (target_class > 99) tile"),
+        ("plain", "ascending", "gradient["),
     ),
     "staged_rows_are_read_too_early": in_cross_entropy(
         edit("cross_entropy_few_classes.cuh", "tile_elements);\n      __syncthreads();", "tile_elements);"),
@@ -188,6 +216,12 @@ FAULTS = {
         "binary_cross_entropy.cu",
         "binary_cross_entropy",
         (("address", "ascending", OVERFLOW),),
+    ),
+    "elements_past_the_end_are_summed": Fault(
+        edit("elementwise_loss.cuh", "if (count < kCount) {", "if (count < 0) {"),
+        "binary_cross_entropy_with_logits.cu",
+        "binary_cross_entropy",
+        (("plain", "ascending", "sum of block losses[0] is"),),
     ),
     "elementwise_packets_at_any_address": Fault(
         edit(
@@ -253,7 +287,7 @@ FAULTS = {
         ("thread", "ascending", RACE),
     ),
     "scaled_packet_past_the_end": Fault(
-        edit("reductions.cu", "first + kElements <= scale.num_elements", "first < scale.num_elements"),
+        edit("reductions.cu", "number < window.num_packets()", "number <= window.num_packets()"),
         "reductions.cu",
         "reductions",
         (("address", "ascending", OVERFLOW),),

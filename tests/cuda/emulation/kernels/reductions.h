@@ -39,11 +39,13 @@ inline void check_sums(DType dtype, int64_t count) {
   }
 }
 
-// A number that only the device knows; 1 leaves the gradient as it is.
-inline void check_scale_gradient(DType dtype, int64_t count) {
-  current_case = std::string(name_of(dtype)) + " scale_gradient of " + std::to_string(count);
+// A number that only the device knows; 1 leaves the gradient as it is. The gradient may begin anywhere and may be
+// empty.
+inline void check_scale_gradient(DType dtype, int64_t count, int64_t first) {
+  current_case =
+      std::string(name_of(dtype)) + " scale_gradient of " + std::to_string(count) + " from " + std::to_string(first);
   Random random(13);
-  Array gradient(format_of(dtype), count);
+  Array gradient(format_of(dtype), count, first);
   random.fill(gradient, -1, 1);
   std::vector<double> before;
   for (int64_t i = 0; i < count; ++i) before.push_back(gradient[i]);
