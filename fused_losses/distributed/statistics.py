@@ -4,9 +4,10 @@ Note [Two reductions]
 The first is the largest unit of each row. The second adds up what Note [Sums of a shard] lists, relative to that, and
 the target's unit, which one rank has. Both go over [k, N] numbers of the type of computation; nothing of the logits'
 size is sent. In the tail of the first stands whether all ranks can go on: the number of the layout, both ways round, so
-that the maximum tells whether all are the same, and the rank that raised an error. What stands there is read after the
-second reduction, so that a GPU is not waited for between the two. A rank whose arguments are wrong takes part in both
-as a shard without classes and raises its error after them; all others then raise one that names it.
+that the maximum tells whether all are the same, and the rank that raised an error. On a CPU that is read at once: a
+rank whose options are wrong might add up other rows than the rest. On a GPU it is read after the second reduction, so
+that nobody waits between the two. A rank whose arguments are wrong takes part as a shard without classes and raises its
+error then; all others raise one that names it.
 """
 
 from __future__ import annotations
@@ -133,21 +134,28 @@ def _attempt(
     largest = torch.cat((sums.key, *tail))
     dist.all_reduce(largest, dist.ReduceOp.MAX, vocabulary.group)
     key, agreement = largest[:-3], largest[-3:]
+    if largest.is_cpu and not _can_go_on(agreement, error):
+        return _LayoutsDiffer()
     argmax, argmax_under_way = _begin_argmax(vocabulary, sums, key, 0 if layout is None else layout.vocab_start)
     packed = _Packed(vocabulary, sums, key, local_target)
     dist.all_reduce(packed.numbers, dist.ReduceOp.SUM, vocabulary.group)
     if argmax_under_way is not None:
         argmax_under_way.wait()
 
+    if not largest.is_cpu and not _can_go_on(agreement, error):
+        return _LayoutsDiffer()
+    packed.check_owners(target, counts)
+    return packed.statistics(counts, argmax)
+
+
+def _can_go_on(agreement: Tensor, error: Exception | None) -> bool:
+    """Whether all ranks know the same layout; raises where one of them has an error."""
     highest, negated_lowest, failed_rank = agreement.tolist()
     if error is not None:
         raise error
     if failed_rank:
         raise RuntimeError(f"rank {int(failed_rank) - 1} of the group raised an error in this call")
-    if highest != -negated_lowest or highest == torch.inf:
-        return _LayoutsDiffer()
-    packed.check_owners(target, counts)
-    return packed.statistics(counts, argmax)
+    return bool(highest == -negated_lowest and highest != torch.inf)
 
 
 def _begin_argmax(

@@ -360,6 +360,16 @@ def wrong_arguments_on_one_rank(rank: int) -> None:
             lambda: vocab_parallel_cross_entropy(local, target, label_smoothing=1.5),
             lambda: vocab_parallel_cross_entropy(local, target, label_smoothing=0.5),
         ),
+        (  # options of which the packed reduction would have other rows
+            ValueError,
+            lambda: vocab_parallel_cross_entropy(local, target, label_smoothing=1.5),
+            lambda: vocab_parallel_cross_entropy(local, target),
+        ),
+        (
+            ValueError,
+            lambda: vocab_parallel_cross_entropy(local, target, weight=torch.ones(local.size(1) + 1)),
+            lambda: vocab_parallel_cross_entropy(local, target),
+        ),
         (
             ValueError,
             lambda: vocab_parallel_cross_entropy(local, target, reduction="median"),
