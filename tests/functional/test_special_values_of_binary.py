@@ -68,7 +68,8 @@ def test_large_logits(magnitude, dtype, device):
         check_parity(BINARY_CROSS_ENTROPY_WITH_LOGITS, logits, labels, pos_weight=pos_weight, reduction="none")
     losses = BINARY_CROSS_ENTROPY_WITH_LOGITS.ours(logits, labels, reduction="none")
     assert losses[[0, 3]].tolist() == [logits[0].item()] * 2
-    assert (losses[[1, 2]] >= 0).all() and (losses[[1, 2]] <= math.exp(-87)).all()
+    most = math.exp(-87) * (1 + 4 * torch.finfo(torch.float32).eps)  # roundings, which the parity above holds in bounds
+    assert (losses[[1, 2]] >= 0).all() and (losses[[1, 2]] <= most).all()
 
 
 def test_zero_logits_of_either_sign(device):
