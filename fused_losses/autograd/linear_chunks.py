@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
-from .linear_products import add_product, logits_into, product, product_dtype
+from .linear_products import add_product, logits_into, product_dtype
 
 __all__ = ["Chunk", "LinearChunks", "LinearGradients", "rows_of_chunk"]
 
@@ -122,9 +122,8 @@ class LinearChunks:
 
     def input_gradient(self, logit_gradient: Tensor) -> Tensor:
         """The chunk's rows of the gradient of the input, in the type of computation."""
-        if self.weight.dtype == self.product_dtype:
-            return product(logit_gradient, self.weight, self.dtype)
-        result = logit_gradient.new_zeros(logit_gradient.shape[0], self.weight.shape[1])  # also of no classes
+        sizes = (logit_gradient.shape[0], self.weight.shape[1])
+        result = logit_gradient.new_zeros(sizes, dtype=self.dtype)  # also of no classes
         for begin, end, weight in self._weight_blocks():
             add_product(result, logit_gradient[:, begin:end], weight, is_first=False)
         return result

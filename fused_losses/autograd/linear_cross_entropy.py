@@ -121,23 +121,23 @@ class LinearProblem:
 
     def loss_and_gradients(self, wanted: _Wanted) -> tuple[Tensor, list[Tensor | None], Tensor | None]:
         """The reduced loss, its gradients in the type of computation, and what they are still to be multiplied by."""
-        scale = self.denominator().reciprocal()
-        factor = None
-        if not backward.is_on_host(self.target):
-            unit = _GRADIENT_UNITS.get(self.chunks.product_dtype, 1.0)
-            scale, factor = torch.full_like(scale, unit), scale / unit
+        inverse = self.denominator().reciprocal()
+        if backward.is_on_host(self.target):
+            scale, factor = inverse.item(), None
+        else:
+            scale = _GRADIENT_UNITS.get(self.chunks.product_dtype, 1.0)
+            factor = inverse / scale
         gradients = LinearGradients(self.chunks, wanted)
-        total = torch.zeros_like(scale)
+        total = torch.zeros_like(inverse)
         row_weight = self.token_weight
         if row_weight is None and self.chunks.overwritten:
             row_weight = self.chunks.input.new_ones(self.sizes, dtype=self.chunks.dtype)
         row_scale = None if row_weight is None else (row_weight * scale).to(self.chunks.dtype)
-        sum_scale = scale.item() if factor is None else unit
         for chunk in self.chunks:
             rows, target = self.chunks.rows(chunk), self.target_of(chunk)
             logits = self.chunks.logits(rows)
             if row_scale is None or row_weight is None:
-                of_chunk, logit_gradient = self.row_loss.sum_and_gradient(logits, target, sum_scale)
+                of_chunk, logit_gradient = self.row_loss.sum_and_gradient(logits, target, scale)
             else:
                 losses, statistics = self.row_loss.losses_and_statistics(logits, target)
                 of_chunk = (losses * chunk.take(row_weight)).sum(dtype=torch.float64)

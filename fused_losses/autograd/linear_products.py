@@ -17,7 +17,7 @@ from torch import Tensor
 from ..operators.class_axis import accumulation_dtype
 from . import backward
 
-__all__ = ["add_product", "logits_into", "product", "product_dtype"]
+__all__ = ["add_product", "logits_into", "product_dtype"]
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
@@ -37,7 +37,7 @@ def logits_into(out: Tensor, bias: Tensor | None, rows: Tensor, weight: Tensor) 
         torch.addmm(bias, rows, weight.t(), out=out)
 
 
-def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """``a @ b`` in ``dtype``, which is theirs or the wider one in which it is added up."""
     if a.dtype == dtype:
         return torch.mm(a, b)
@@ -51,6 +51,6 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
     if a.dtype == total.dtype:
         torch.addmm(total, a, b, beta=int(not is_first), out=total)
     elif is_first:
-        total.copy_(product(a, b, total.dtype))
+        total.copy_(_product(a, b, total.dtype))
     else:
-        total += product(a, b, total.dtype)
+        total += _product(a, b, total.dtype)
