@@ -1,4 +1,4 @@
-"""Other packages' losses of a linear layer that run on a CPU, each called as its own code calls it.
+"""Other packages' losses of a linear layer, each called as its own code calls it. On a CPU:
 
 * cut-cross-entropy's ``torch_compile`` implementation: all logits, of the rows that count, in one compiled function.
   Its kernels are Triton's, for a GPU.
@@ -6,16 +6,20 @@
   the backward.
 * TRL's ``ChunkedLogProbFunction``: blocks of rows and classes, computed again in the backward; by torch's operators
   where Triton does not run, and there of every row, as ``SFTTrainer`` calls it.
+
+On a GPU the Triton kernels of two of them: cut-cross-entropy with its default, which leaves out small gradients, and
+without; liger-kernel's ``liger_fused_linear_cross_entropy``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PEERS", "LinearLoss"]
+__all__ = ["GPU_PEERS", "PEERS", "LinearLoss"]
 
 LinearLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of input, weight and target with -100 for what is ignored: the mean."""
@@ -27,6 +31,19 @@ def _cut_cross_entropy() -> LinearLoss:
     from cut_cross_entropy.torch_compile import torch_compile_linear_cross_entropy
 
     function: LinearLoss = torch_compile_linear_cross_entropy
+    return function
+
+
+def _cut_cross_entropys_kernels(filter_eps: str | None) -> LinearLoss:
+    from cut_cross_entropy import linear_cross_entropy
+
+    return partial(linear_cross_entropy, filter_eps=filter_eps, impl="cce")
+
+
+def _liger() -> LinearLoss:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    function: LinearLoss = liger_fused_linear_cross_entropy
     return function
 
 
@@ -61,4 +78,9 @@ PEERS: dict[str, Callable[[], LinearLoss]] = {
     "cut-cross-entropy": _cut_cross_entropy,
     "torchtune": _torchtune,
     "TRL": _trl,
+}
+GPU_PEERS: dict[str, Callable[[], LinearLoss]] = {
+    "cut-cross-entropy": partial(_cut_cross_entropys_kernels, "high"),
+    "cut-cross-entropy, unfiltered": partial(_cut_cross_entropys_kernels, None),
+    "liger-kernel": _liger,
 }

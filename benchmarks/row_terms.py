@@ -40,7 +40,7 @@ def contenders(logits: Tensor, target: Tensor, *, backward: bool) -> dict[str, T
         "logit_scale": {"logit_scale": 0.7},
         "z-loss": {"lse_square_scale": Z_LOSS},
         "focal": {"focal_gamma": 2.0},
-        "token_weight": {"token_weight": torch.rand(target.shape) + 0.1},
+        "token_weight": {"token_weight": torch.rand(target.shape, device=target.device) + 0.1},
         "softcap": {"softcap": SOFTCAP},
         "softcap, z-loss": {"softcap": SOFTCAP, "lse_square_scale": Z_LOSS},
     }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fused_losses
-from benchmarks import capabilities, linear_cross_entropy, row_terms, tokens
+from benchmarks import capabilities, devices, linear_cross_entropy, row_terms, tokens
 from benchmarks.cpu_device import CpuDevice
 from benchmarks.import_time import import_seconds
 from benchmarks.measure import Task
@@ -99,6 +99,23 @@ def test_other_packages_losses_of_a_linear_layer_stand_beside_ours_or_say_why_no
     monkeypatch.setattr(linear_cross_entropy, "PEERS", {"wrong": lambda: lambda *problem: of_torch(*problem) * 1.01})
     with pytest.raises(RuntimeError, match=r"wrong differs from torch, unfused in the loss by 0\.01"):
         linear_cross_entropy.main(arguments)
+
+
+def test_a_package_whose_kernels_do_not_run_here_says_why(capsys, monkeypatch):
+    def function(input, weight, target):
+        raise RuntimeError("no kernel for this GPU\nat all")
+
+    monkeypatch.setattr(linear_cross_entropy, "PEERS", {"one": lambda: function})
+    linear_cross_entropy.main(["--rounds", "1", "--shape", "20x4x30", "--dtype", "float32", "--peers"])
+    assert "without one: RuntimeError: no kernel for this GPU\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [tokens, row_terms, linear_cross_entropy])
+def test_a_missing_gpu_is_an_error_that_says_so(command, capsys, monkeypatch):
+    monkeypatch.setattr(devices, "why_unusable", lambda: "there is no GPU")
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--device", "cuda"])
+    assert "there is no GPU" in capsys.readouterr().err
 
 
 def test_the_options_beyond_torchs_are_timed_beside_the_plain_loss_and_their_composition(capsys):
