@@ -37,20 +37,13 @@ def logits_into(out: Tensor, bias: Tensor | None, rows: Tensor, weight: Tensor) 
         torch.addmm(bias, rows, weight.t(), out=out)
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """``a @ b`` in ``dtype``, which is theirs or the wider one in which it is added up."""
-    if a.dtype == dtype:
-        return torch.mm(a, b)
-    if a.is_cuda:
-        return torch.mm(a, b, out_dtype=dtype)
-    return torch.mm(a.to(dtype), b.to(dtype))  # as above
-
-
 def add_product(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
-    """Adds ``a @ b`` to ``total``, of which nothing is read if it is the first one."""
-    if a.dtype == total.dtype:
-        torch.addmm(total, a, b, beta=int(not is_first), out=total)
-    elif is_first:
-        total.copy_(_product(a, b, total.dtype))
+    """Adds ``a @ b`` to ``total``, of which nothing is read if it is the first one.
+
+    ``total`` is of their type or of the wider one in which it is added up.
+    """
+    beta = int(not is_first)
+    if a.dtype != total.dtype and a.is_cuda:
+        torch.addmm(total, a, b, beta=beta, out_dtype=total.dtype, out=total)
     else:
-        total += _product(a, b, total.dtype)
+        torch.addmm(total, a.to(total.dtype), b.to(total.dtype), beta=beta, out=total)  # as above

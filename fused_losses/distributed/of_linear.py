@@ -19,8 +19,6 @@ from .statistics import Statistics, Vocabulary, statistics_of_group
 
 __all__ = ["Layer", "gradients_of_layer", "statistics_of_layer"]
 
-_LOGITS_PER_CHUNK = 2**22  # 16 MiB of float32: matrix products are at their full speed well before
-
 
 class Layer(NamedTuple):
     """A linear layer of this rank's classes, and its input."""
@@ -38,9 +36,7 @@ class Layer(NamedTuple):
         return cls(input.reshape(-1, input.size(-1)), weight, bias)
 
     def chunks(self) -> LinearChunks:
-        num_classes = self.weight.size(0)
-        chunk_rows = max(1, _LOGITS_PER_CHUNK // max(1, num_classes))
-        return LinearChunks(*self, (num_classes,), kept=None, chunk_rows=chunk_rows)
+        return LinearChunks(*self, (self.weight.size(0),), kept=None, chunk_rows=None)
 
 
 def statistics_of_layer(layer: Layer, target: Tensor, vocabulary: Vocabulary, error: Exception | None) -> Statistics:

@@ -4,9 +4,10 @@ Note [Two reductions]
 The first is the largest unit of each row. The second adds up what Note [Sums of a shard] lists, relative to that, and
 the target's unit, which one rank has. Both go over [k, N] numbers of the type of computation; nothing of the logits'
 size is sent. In the tail of the first stands whether all ranks can go on: the number of the layout, both ways round, so
-that the maximum tells whether all are the same, and the rank that raised an error. On a CPU that is read at once: a
-rank whose options are wrong might add up other rows than the rest. On a GPU it is read after the second reduction, so
-that nobody waits between the two. A rank whose arguments are wrong takes part as a shard without classes and raises its
+that the maximum tells whether all are the same, and the rank that raised an error. On a CPU that is read at once. On a
+GPU it is read after the second reduction, so that nobody waits between the two; a rank whose options are wrong might
+ask for other sums than the rest, so all rows there are go into that reduction, those that nobody asked for as zeros.
+A rank whose arguments are wrong takes part as a shard without classes and raises its
 error then; all others raise one that names it.
 """
 
@@ -27,6 +28,7 @@ from .shard import NOT_HERE, ShardSums, sums_of_shard
 
 __all__ = ["Statistics", "Vocabulary", "statistics_of_group", "statistics_of_logits"]
 
+_ROWS = ("others", "target_z", "owners", "times_x", "target_weight", "weighted")  # of the second reduction, in order
 _NO_CLASS = torch.iinfo(torch.int64).max
 _BEFORE_ANY_CLASS = -(2**62)  # added to the class of a NaN, which is taken for the largest
 
@@ -134,18 +136,24 @@ def _attempt(
     largest = torch.cat((sums.key, *tail))
     dist.all_reduce(largest, dist.ReduceOp.MAX, vocabulary.group)
     key, agreement = largest[:-3], largest[-3:]
-    if largest.is_cpu and not _can_go_on(agreement, error):
+    reads_at_once = _reads_at_once(largest)
+    if reads_at_once and not _can_go_on(agreement, error):
         return _LayoutsDiffer()
     argmax, argmax_under_way = _begin_argmax(vocabulary, sums, key, 0 if layout is None else layout.vocab_start)
-    packed = _Packed(vocabulary, sums, key, local_target)
+    packed = _Packed(vocabulary, sums, key, local_target, with_all_rows=not reads_at_once)
     dist.all_reduce(packed.numbers, dist.ReduceOp.SUM, vocabulary.group)
     if argmax_under_way is not None:
         argmax_under_way.wait()
 
-    if not largest.is_cpu and not _can_go_on(agreement, error):
+    if not reads_at_once and not _can_go_on(agreement, error):
         return _LayoutsDiffer()
     packed.check_owners(target, counts)
     return packed.statistics(counts, argmax)
+
+
+def _reads_at_once(reduced: Tensor) -> bool:
+    """Whether the host has the result of the first reduction: see Note [Two reductions]."""
+    return reduced.is_cpu
 
 
 def _can_go_on(agreement: Tensor, error: Exception | None) -> bool:
@@ -176,7 +184,9 @@ def _begin_argmax(
 class _Packed:
     """The second reduction: the rows of its tensor, and what they say once they are added up."""
 
-    def __init__(self, vocabulary: Vocabulary, sums: ShardSums, key: Tensor, local_target: Tensor) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, sums: ShardSums, key: Tensor, local_target: Tensor, *, with_all_rows: bool
+    ) -> None:
         transform, weight = vocabulary.transform, vocabulary.class_weight
         self._vocabulary = vocabulary
         self._local_target = local_target
@@ -202,8 +212,11 @@ class _Packed:
             weight_sum = factor.new_full((), vocabulary.num_classes) if weight is None else weight.sum()
             rows["weighted"] = sums.weighted + change * weight_sum
             tail = [torch.stack((weight_sum, factor.new_full((), vocabulary.num_classes)))]
-        self._names = list(rows)
-        self.numbers = torch.cat([*rows.values(), *tail])
+        if with_all_rows:
+            rows = {name: rows[name] if name in rows else torch.zeros_like(factor) for name in _ROWS}
+            tail = tail or [factor.new_zeros(2)]
+        self._names = [name for name in _ROWS if name in rows]
+        self.numbers = torch.cat([*(rows[name] for name in self._names), *tail])
 
     def _rows(self) -> dict[str, Tensor]:
         num_rows = self._local_target.numel()
@@ -230,10 +243,11 @@ class _Packed:
         log_sum = torch.where(counts & (target_z == 0), others.log1p(), total.log())
         log_prob = torch.where(counts, target_z - log_sum, 0)
         log_sum_exp = torch.where(is_infinite, torch.inf, self._shift * vocabulary.transform.factor + log_sum)
-        times_x, weighted = rows.get("times_x"), rows.get("weighted")
+        times_x = rows["times_x"] if vocabulary.wants_entropy else None
+        weighted = rows["weighted"] if vocabulary.wants_weighted else None
         zeros = torch.zeros_like(total)
         totals = self.numbers[-2:].clone() if weighted is not None else zeros.new_zeros(2)
-        target_weight = rows.get("target_weight")
+        target_weight = None if vocabulary.class_weight is None else rows["target_weight"]
         if argmax is None:
             argmax = torch.zeros_like(self._local_target)
         return Statistics(

@@ -39,12 +39,13 @@ from torch.distributed.tensor import Placement, Replicate, Shard, distribute_ten
 from torch.distributed.tensor.parallel import loss_parallel
 
 import fused_losses
+from fused_losses.autograd import linear_chunks
 from fused_losses.distributed import (
     VocabParallelCrossEntropyLoss,
     VocabParallelLinearCrossEntropyLoss,
     VocabParallelTokenStatistics,
-    of_linear,
     shard,
+    statistics,
     vocab_parallel_cross_entropy,
     vocab_parallel_linear_cross_entropy,
     vocab_parallel_token_statistics,
@@ -396,6 +397,20 @@ def wrong_arguments_on_one_rank(rank: int) -> None:
 
 
 @case
+def wrong_arguments_on_one_rank_of_a_gpus_group(rank: int) -> None:
+    """Whose hosts learn of it after the second reduction, in which all must have asked for as much."""
+    with mock.patch.object(statistics, "_reads_at_once", lambda reduced: False):
+        wrong_arguments_on_one_rank(rank)
+
+
+@case_of(2)
+def options_in_a_gpus_group(rank: int) -> None:
+    with mock.patch.object(statistics, "_reads_at_once", lambda reduced: False):
+        check_options(rank, torch.float32)
+        token_statistics_and_their_gradients(rank)
+
+
+@case
 def a_kernel_that_fails_on_one_rank(rank: int) -> None:
     shards = layouts(rank)[1]
     logits, target = problem(shards)
@@ -458,7 +473,7 @@ def a_linear_layer_sends_its_rows_once_and_the_gradient_of_its_input(rank: int) 
     _, target = problem(shards)
     hidden, linear_weight = torch.randn(7, 4, requires_grad=True), torch.randn(shards.num_classes, 4)[shards.mine]
     for reduces in (True, False):
-        with mock.patch.object(of_linear, "_LOGITS_PER_CHUNK", 20), counted_collectives() as calls:
+        with mock.patch.object(linear_chunks, "rows_of_chunk", lambda *sizes: 2), counted_collectives() as calls:
             vocab_parallel_linear_cross_entropy(hidden, linear_weight, target, reduce_input_gradient=reduces).backward()
         expected = [("MAX", 7 + 3), ("SUM", 3 * 7), ("SUM", 7 * 4)]
         assert [call[:2] for call in calls] == expected[: 3 if reduces else 2]
@@ -534,7 +549,7 @@ def linear_layers(rank: int) -> None:
             return torchs_loss(F.linear(input, weight, bias).to(dtype), target, **options)
 
         found = []
-        with mock.patch.object(of_linear, "_LOGITS_PER_CHUNK", 30):
+        with mock.patch.object(linear_chunks, "rows_of_chunk", lambda *sizes: 2):
             for function, values in (
                 (ours, mine),
                 (torchs, tensors),

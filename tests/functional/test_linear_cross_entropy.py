@@ -589,9 +589,23 @@ def test_gradients_that_take_the_place_of_the_logits(reduction, of_target, with_
     ],
 )
 def test_the_rows_of_a_chunk(num_rows, num_logits, rows):
-    assert rows_of_chunk(num_rows, num_logits, 4) == rows
+    assert rows_of_chunk(num_rows, num_logits, 64, 4, True) == rows
     fit = CHUNK_BYTES // (num_logits * 4)
     assert rows <= 16 or rows * num_logits * 4 <= (CHUNK_BYTES if fit >= min(num_rows, 256) else OVERWRITTEN_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_logits", "in_features", "rows"),
+    [
+        (8192, 32000, 1024, 1648),  # 2000 in 128 MB; five chunks, equal
+        (8192, 32000, 4096, 4096),  # no larger than a gradient of the weight
+        (8192, 128256, 512, 1024),  # for products at full speed
+        (8192, 10**6, 64, 496),  # a gigabyte
+        (3000, 100, 16, 3000),
+    ],
+)
+def test_the_rows_of_a_chunk_on_a_gpu(num_rows, num_logits, in_features, rows):
+    assert rows_of_chunk(num_rows, num_logits, in_features, 2, False) == rows
 
 
 def test_errors():
