@@ -103,11 +103,11 @@ class LinearChunks:
         self.product_dtype = product_dtype(input)
         self._bias = None if bias is None else bias.to(self.product_dtype)
         self._shape = shape
-        self._num_rows = input.shape[0] if kept is None else kept.shape[0]
+        self.num_rows = input.shape[0] if kept is None else kept.shape[0]  # that count
         num_logits, in_features = weight.shape
         layer = (num_logits, in_features, self.product_dtype.itemsize, backward.is_on_host(input))
-        rows = chunk_rows or rows_of_chunk(self._num_rows, *layer)
-        self._chunk_rows = max(1, min(rows, self._num_rows))
+        rows = chunk_rows or rows_of_chunk(self.num_rows, *layer)
+        self._chunk_rows = max(1, min(rows, self.num_rows))
         self._logits: Tensor | None = None
 
     @property
@@ -116,8 +116,8 @@ class LinearChunks:
         return self._chunk_rows * self.weight.shape[0] * self.product_dtype.itemsize > CHUNK_BYTES
 
     def __iter__(self) -> Iterator[Chunk]:
-        for begin in range(0, self._num_rows, self._chunk_rows):
-            end = min(begin + self._chunk_rows, self._num_rows)
+        for begin in range(0, self.num_rows, self._chunk_rows):
+            end = min(begin + self._chunk_rows, self.num_rows)
             yield Chunk(begin, end, None if self.kept is None else self.kept[begin:end])
 
     def rows(self, chunk: Chunk) -> Tensor:

@@ -72,8 +72,11 @@ class LinearProblem:
         self.options = options
         self.target = target
         self.sizes = sizes_of_losses(target)  # of the losses
-        _check_class_indices(target, options)
-        kept = _counting_rows(target, token_weight, options, keeps_weightless)
+        self._counts = counting_rows(target, options.ignore_index)
+        has_weights = class_weight is not None or token_weight is not None
+        if has_weights and self._counts is not None:  # else by the kernels
+            _check_class_indices(target, self._counts, options)
+        kept = _kept_rows(self._counts, None if keeps_weightless else token_weight)
         shape = (num_classes, num_heads) if len(self.sizes) > 1 else (num_classes,)
         self.chunks = LinearChunks(input, weight, bias, shape, kept, chunk_rows)
         dtype = self.chunks.dtype
@@ -85,6 +88,8 @@ class LinearProblem:
             RowTerms(options.logit_scale, options.softcap, options.lse_square_scale),
         )
         self._class_weight = class_weight
+        knows_number = not has_weights and len(self.sizes) == 1 and not _is_captured(target)
+        self._num_counting = self.chunks.num_rows if knows_number else None
 
     def target_of(self, chunk: Chunk) -> Tensor:
         target = chunk.take(self.target)
@@ -105,30 +110,31 @@ class LinearProblem:
 
     def reduced(self, losses: Tensor) -> Tensor:
         if self.token_weight is not None:
-            counts = counting_rows(self.target, self.options.ignore_index)
             losses = losses * self.token_weight
-            losses = losses if counts is None else torch.where(counts, losses, 0)
+            losses = losses if self._counts is None else torch.where(self._counts, losses, 0)
         return losses if self.options.reduction == NONE else self._mean_or_sum(losses.sum(dtype=torch.float64))
 
     def _mean_or_sum(self, total: Tensor) -> Tensor:
         return total / self.denominator() if self.options.reduction == MEAN else total
 
-    def denominator(self) -> Tensor:
-        """What a reduced loss is divided by, in float64."""
+    def denominator(self) -> float | Tensor:
+        """What a reduced loss is divided by; in float64 where the host does not know it."""
         if self.options.reduction != MEAN:
-            return torch.ones((), dtype=torch.float64, device=self.target.device)
+            return 1.0
+        if self._num_counting is not None:
+            return float(self._num_counting)
         return mean_denominator(self.target, self._class_weight, self.options)
 
     def loss_and_gradients(self, wanted: _Wanted) -> tuple[Tensor, list[Tensor | None], Tensor | None]:
         """The reduced loss, its gradients in the type of computation, and what they are still to be multiplied by."""
-        inverse = self.denominator().reciprocal()
+        denominator = self.denominator()
+        total = torch.zeros((), dtype=torch.float64, device=self.target.device)
         if backward.is_on_host(self.target):
-            scale, factor = inverse.item(), None
+            scale, factor = (1.0 / float(denominator) if denominator else math.inf), None
         else:
             scale = _GRADIENT_UNITS.get(self.chunks.product_dtype, 1.0)
-            factor = inverse / scale
+            factor = torch.ones_like(total) / (denominator * scale)
         gradients = LinearGradients(self.chunks, wanted)
-        total = torch.zeros_like(inverse)
         row_weight = self.token_weight
         if row_weight is None and self.chunks.overwritten:
             row_weight = self.chunks.input.new_ones(self.sizes, dtype=self.chunks.dtype)
@@ -158,24 +164,25 @@ class LinearProblem:
         return gradients.total()
 
 
-def _check_class_indices(target: Tensor, options: LinearLossOptions) -> None:
+def _check_class_indices(target: Tensor, counts: Tensor, options: LinearLossOptions) -> None:
     """On a GPU the kernels stop at a bad one."""
-    counts = counting_rows(target, options.ignore_index)
-    if counts is None or not backward.is_on_host(target):
+    if not backward.is_on_host(target):
         return
     bad = counts & ~is_class(target, options.num_classes)
     if bad.any():
         raise IndexError(f"Target {target[bad][0].item()} is out of bounds.")
 
 
-def _counting_rows(
-    target: Tensor, token_weight: Tensor | None, options: LinearLossOptions, keeps_weightless: bool
-) -> Tensor | None:
+def _is_captured(tensor: Tensor) -> bool:
+    """Whether work on it goes into a CUDA graph now, which the host cannot wait for."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _kept_rows(counts: Tensor | None, token_weight: Tensor | None) -> Tensor | None:
     """See Note [Rows that do not count]; ``None`` where all count."""
-    counts = counting_rows(target, options.ignore_index)
-    if token_weight is not None and not keeps_weightless:
+    if token_weight is not None:
         counts = token_weight != 0 if counts is None else counts & (token_weight != 0)
-    if counts is None or (counts.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if counts is None or _is_captured(counts):
         return None
     counts = counts.flatten(1).any(1) if counts.dim() > 1 else counts
     kept = counts.nonzero().squeeze(1)

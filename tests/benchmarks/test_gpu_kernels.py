@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.gpu_kernels import cases, main, markdown
 
 ROOT = Path(__file__).parents[2]
-RESULTS = [ROOT / "benchmarks" / "results" / f"h200-{name}.json" for name in ("kernels", "kernels-long-rows")]
+RESULTS = [ROOT / "benchmarks" / "results" / f"h200-{name}.json" for name in ("kernels", "kernels-again")]
 
 
 def test_of_two_runs_the_last_one_counts(tmp_path):
