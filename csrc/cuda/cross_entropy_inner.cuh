@@ -17,40 +17,62 @@ namespace {
 constexpr int kInnerBlockThreads = 128;
 template <bool kDense>
 constexpr int kClassesInFlight = kDense ? 2 : 8;
+constexpr int kGradientClassesInFlight = 4;
 template <class T>
 constexpr int kChunkPositions = 8 / static_cast<int>(sizeof(T));
 
 // What kPositions adjacent positions of one thread have in a class: a chunk, or one element where the tensors are not
-// aligned for chunks.
+// aligned for chunks. It is converted where it is used, so that the loads of several classes wait for none of them.
 template <class T, int kPositions>
-struct PositionGroup {
+class PositionGroup {
+ public:
   using A = Accumulation<T>;
-  A values[kPositions];
 
-  // `count` positions exist; `outside` fills the others.
-  static __device__ __forceinline__ PositionGroup load(const T* address, int count, A outside) {
+  // `count` positions exist; the others are -inf.
+  static __device__ __forceinline__ PositionGroup load(const T* address, int count) {
     PositionGroup result;
-    if constexpr (kPositions > 1) {
-      if (count >= kPositions) {
-        const auto chunk = load_chunk<T, kPositions>(address, Reuse::Soon);
-#pragma unroll
-        for (int k = 0; k < kPositions; ++k) result.values[k] = chunk.at(k);
-        return result;
-      }
+    if (count >= kPositions) {
+      result.chunk_ = load_chunk<T, kPositions>(address, Reuse::Soon);
+      return result;
     }
+    A values[kPositions];
 #pragma unroll
-    for (int k = 0; k < kPositions; ++k) result.values[k] = k < count ? to_accumulation(address[k]) : outside;
+    for (int k = 0; k < kPositions; ++k) values[k] = k < count ? to_accumulation(address[k]) : -kInfinity<A>;
+    result.chunk_ = Chunk<T, kPositions>::of(values);
     return result;
   }
-  __device__ __forceinline__ void store(T* address, int count) const {
-    if constexpr (kPositions > 1) {
-      if (count >= kPositions) return store_chunk(address, Chunk<T, kPositions>::of(values));
-    }
+  static __device__ __forceinline__ void store(T* address, const A (&values)[kPositions], int count) {
+    if (count >= kPositions) return store_chunk(address, Chunk<T, kPositions>::of(values));
 #pragma unroll
     for (int k = 0; k < kPositions; ++k) {
       if (k < count) address[k] = from_accumulation<T>(values[k]);
     }
   }
+
+  __device__ __forceinline__ A at(int k) const { return chunk_.at(k); }
+
+ private:
+  Chunk<T, kPositions> chunk_;
+};
+
+template <class T>
+class PositionGroup<T, 1> {
+ public:
+  using A = Accumulation<T>;
+
+  static __device__ __forceinline__ PositionGroup load(const T* address, int count) {
+    PositionGroup result;
+    result.element_ = count > 0 ? *address : from_accumulation<T>(-kInfinity<A>);
+    return result;
+  }
+  static __device__ __forceinline__ void store(T* address, const A (&values)[1], int count) {
+    if (count > 0) *address = from_accumulation<T>(values[0]);
+  }
+
+  __device__ __forceinline__ A at(int) const { return to_accumulation(element_); }
+
+ private:
+  T element_;
 };
 
 // See Note [Launch bounds].
@@ -105,13 +127,13 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
 #pragma unroll
         for (int i = 0; i < kClassesInFlight<kDense>; ++i) {
           const bool exists = first + i < num_classes;
-          x[i] = Group::load(logits + (exists ? first + i : 0) * logits_stride, exists ? count : 0, -kInfinity<A>);
+          x[i] = Group::load(logits + (exists ? first + i : 0) * logits_stride, exists ? count : 0);
         }
 #pragma unroll
         for (int k = 0; k < kPositions; ++k) {
           A max = statistics[k].max;
 #pragma unroll
-          for (int i = 0; i < kClassesInFlight<kDense>; ++i) max = max_of(max, x[i].values[k]);
+          for (int i = 0; i < kClassesInFlight<kDense>; ++i) max = max_of(max, x[i].at(k));
           lost[k] *= statistics[k].raise(max);
           const A shift = finite_shift(max);
           // Not summed: see Note [Confident rows].
@@ -120,8 +142,8 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
           A sum = kCompensates ? -lost[k] : A(0);
 #pragma unroll
           for (int i = 0; i < kClassesInFlight<kDense>; ++i) {
-            const A shifted = x[i].values[k] - shift;
-            if (i != target_element) sum += exponential(x[i].values[k]);
+            const A shifted = x[i].at(k) - shift;
+            if (i != target_element) sum += exponential(x[i].at(k));
             if constexpr (kDense) {
               if (first + i >= num_classes || k >= count) continue;
               const A mass = DenseMass<T>(params, {outer, inner + k}).at(first + i);
@@ -162,23 +184,31 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
       gradient[k] = {statistics[k], targets[k], k < count ? row_scale<A>(params, position + k) : A(0), kDense};
       if constexpr (!kDense) at_target[k] = gradient[k].at_target(gradient[k].shift, A(0));
     }
-#pragma unroll 2
-    for (int c = 0; c < num_classes; ++c) {
-      const Group x = Group::load(logits + c * logits_stride, count, A(0));
-      Group result;
+    for (int first = 0; first < num_classes; first += kGradientClassesInFlight) {
+      Group x[kGradientClassesInFlight];
 #pragma unroll
-      for (int k = 0; k < kPositions; ++k) {
-        const A logit = x.values[k];
-        const bool is_target = c == static_cast<int>(targets[k].target_class);
-        if constexpr (kDense) {
-          const A mass = k < count ? DenseMass<T>(params, {outer, inner + k}).at(c) : A(0);
-          result.values[k] =
-              is_target ? gradient[k].at_target(logit, mass) : gradient[k].at(logit, mass * gradient[k].scale);
-        } else {
-          result.values[k] = is_target ? at_target[k] : gradient[k].at(logit, A(0));
-        }
+      for (int i = 0; i < kGradientClassesInFlight; ++i) {
+        if (first + i < num_classes) x[i] = Group::load(logits + (first + i) * logits_stride, count);
       }
-      result.store(gradients + c * gradient_stride, count);
+#pragma unroll
+      for (int i = 0; i < kGradientClassesInFlight; ++i) {
+        const int c = first + i;
+        if (c >= num_classes) continue;
+        A values[kPositions];
+#pragma unroll
+        for (int k = 0; k < kPositions; ++k) {
+          const A logit = x[i].at(k);
+          const bool is_target = c == static_cast<int>(targets[k].target_class);
+          if constexpr (kDense) {
+            const A mass = k < count ? DenseMass<T>(params, {outer, inner + k}).at(c) : A(0);
+            values[k] =
+                is_target ? gradient[k].at_target(logit, mass) : gradient[k].at(logit, mass * gradient[k].scale);
+          } else {
+            values[k] = is_target ? at_target[k] : gradient[k].at(logit, A(0));
+          }
+        }
+        Group::store(gradients + c * gradient_stride, values, count);
+      }
     }
   }
   write_block_sum<kInnerBlockThreads>(block_loss, params.block_losses);
