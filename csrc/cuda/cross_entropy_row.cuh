@@ -189,41 +189,17 @@ __device__ __forceinline__ A row_scale(const CrossEntropyParams& params, int64_t
   return grad_output != nullptr ? scale * grad_output[position * params.grad_output_stride] : scale;
 }
 
-// Where the target is the largest, S' says it more exactly: see Note [Confident rows].
+// log S: where the target is the largest, S' says it more exactly, see Note [Confident rows].
 template <class A>
-__device__ __forceinline__ A log_of_sum(const RowStatistics<A>& statistics, bool target_is_largest) {
-  return log1p_of(target_is_largest ? statistics.others : statistics.sum - A(1));  // one function: registers
-}
-
-// What p is multiplied by: the point mass y and the dense mass Q or, with terms, y' and Q + e of Note [Terms of a row].
-template <class A>
-struct RowMasses {
-  A point;
-  A dense;
-};
-
-// `statistics.mass` counts where there is a dense mass.
-template <class T, class Terms>
-__device__ __forceinline__ RowMasses<Accumulation<T>> masses_of_row(const RowStatistics<Accumulation<T>>& statistics,
-                                                                    const RowTarget<Accumulation<T>>& target,
-                                                                    Accumulation<T> target_unit, bool dense,
-                                                                    const Terms& terms) {
-  using A = Accumulation<T>;
-  const RowMasses<A> masses{target.point_mass, dense && !target.ignored ? statistics.mass : A(0)};
-  if constexpr (Terms::kAny) {
-    if (target.ignored || !terms.has_any_of_row()) return masses;
-    const A shift = finite_shift(statistics.max);
-    const A difference = target_unit - shift;
-    const A z = terms.to_x(difference);
-    const A log_sum = log_of_sum(statistics, target.target_class >= 0 && z == A(0));
-    const RowSums<A> row{shift, statistics.sum, statistics.others, log_sum, difference};
-    return {terms.point_mass(masses.point, exp_of_shifted<T>(z), row), terms.mass(masses.dense, row)};
-  }
-  return masses;
+__device__ __forceinline__ A log_of_sum(const RowStatistics<A>& statistics, const RowTarget<A>& target,
+                                        A shifted_logit) {
+  const bool is_largest = target.target_class >= 0 && shifted_logit == A(0);
+  return log1p_of(is_largest ? statistics.others : statistics.sum - A(1));  // one function: registers
 }
 
 // The gradient of one row: d/dx_c = exp(x_c - shift) * factor - q_c * scale, and at the target class all of it in one
-// piece, so that y (p - 1) is kept together before it is rounded. With terms that of units: Terms::of_logit is left.
+// piece, so that y (p - 1) is kept together before it is rounded. With terms y is y' and Q is Q + e, and it is the
+// gradient of units, from which Terms::of_logit makes that of logits.
 template <class T, class Terms = NoTerms>
 struct RowGradient {
   using A = Accumulation<T>;
@@ -239,10 +215,28 @@ struct RowGradient {
   __device__ __forceinline__ RowGradient(const RowStatistics<A>& statistics, const RowTarget<A>& target, A scale_of_row,
                                          bool dense)
       : RowGradient(statistics, target, A(0), scale_of_row, dense, NoTerms{}) {}
+  // `statistics.mass` counts where there is a dense mass.
   __device__ __forceinline__ RowGradient(const RowStatistics<A>& statistics, const RowTarget<A>& target, A target_unit,
                                          A scale_of_row, bool dense, const Terms& terms)
-      : RowGradient(statistics, masses_of_row<T>(statistics, target, target_unit, dense, terms),
-                    target.ignored ? A(0) : terms.scaled(scale_of_row), terms) {}
+      : shift(finite_shift(statistics.max)),
+        exponential(shift, terms),
+        scale(target.ignored ? A(0) : terms.scaled(scale_of_row)),
+        inverse_sum(A(1) / statistics.sum),
+        mass(dense && !target.ignored ? statistics.mass : A(0)) {
+    A point_mass = target.point_mass;
+    if constexpr (Terms::kAny) {
+      if (!target.ignored && terms.has_any_of_row()) {
+        const A difference = target_unit - shift;
+        const A z = terms.to_x(difference);
+        const A log_sum = log_of_sum(statistics, target, z);
+        const RowSums<A> row{shift, statistics.sum, statistics.others, log_sum, difference};
+        point_mass = terms.point_mass(point_mass, exp_of_shifted<T>(z), row);
+        mass = terms.mass(mass, row);
+      }
+    }
+    factor = (mass + point_mass) * scale * inverse_sum * exponential.correction(shift);
+    point_mass_of_others = point_mass * (statistics.others * inverse_sum);
+  }
 
   // `scaled_mass` is q_c * scale.
   __device__ __forceinline__ A at(A x, A scaled_mass) const { return of_exponential(exponential(x), scaled_mass); }
@@ -255,17 +249,6 @@ struct RowGradient {
     const A p = exponential.corrected(x, shift) * inverse_sum;
     return derivative_at_target(p, mass, dense_mass, point_mass_of_others) * scale;
   }
-
- private:
-  __device__ __forceinline__ RowGradient(const RowStatistics<A>& statistics, const RowMasses<A>& masses, A scale_of_row,
-                                         const Terms& terms)
-      : shift(finite_shift(statistics.max)),
-        exponential(shift, terms),
-        scale(scale_of_row),
-        inverse_sum(A(1) / statistics.sum),
-        mass(masses.dense),
-        factor((mass + masses.point) * scale * inverse_sum * exponential.correction(shift)),
-        point_mass_of_others(masses.point * (statistics.others * inverse_sum)) {}
 };
 
 // The loss of one row; `target_unit` counts where there is a point mass.
@@ -275,7 +258,7 @@ __device__ __forceinline__ A row_loss(const RowStatistics<A>& statistics, const 
   if (target.ignored) return A(0);
   const A difference = target_unit - finite_shift(statistics.max);
   const A shifted_logit = terms.to_x(difference);
-  const A log_sum = log_of_sum(statistics, target.target_class >= 0 && shifted_logit == A(0));
+  const A log_sum = log_of_sum(statistics, target, shifted_logit);
   A loss = 0;
   if (target.target_class >= 0) loss = point_loss(target.point_mass, log_sum, shifted_logit);
   if (dense) loss += dense_loss(statistics.mass, log_sum, statistics.mass_times_x);

@@ -328,15 +328,20 @@ __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
     }
     const SweptRow<T, kDense, Terms> row(params, uniform, terms, position, exists);
     RowTarget<A> target;
-    if (exists) target = read_target<A>(params, position);
+    RowStatistics<A> statistics;
+    A scale = 0;
+    if (exists) {
+      target = read_target<A>(params, position);
+      statistics = read_row<A>(params, position);
+      scale = row_scale<A>(params, position);
+    }
     // With terms every thread needs the target's, which one of them may soon write over.
-    const bool reads_target = exists && target.target_class >= 0 &&
-                              (Terms::kAny || row.template has_in_packet<kThreads>(thread, target.target_class));
+    const bool reads_target =
+        Terms::kAny ? target.target_class >= 0 : row.template has_in_packet<kThreads>(thread, target.target_class);
     const A target_unit = reads_target ? row.unit(target.target_class) : A(0);
     if constexpr (Terms::kAny) wait_for_group<kThreads>();
     if (!exists) return;
-    const RowGradient<T, Terms> gradient(read_row<A>(params, position), target, target_unit,
-                                         row_scale<A>(params, position), kDense || uniform.exists, terms);
+    const RowGradient<T, Terms> gradient(statistics, target, target_unit, scale, kDense || uniform.exists, terms);
     row.template write_gradient<kThreads>(thread, KeptPackets<T, false>(0), target.target_class, target_unit, gradient);
   };
   for_each_row<kThreads, kSweepBlockThreads<kThreads>>(params.num_positions, do_row);
