@@ -275,7 +275,9 @@ FAULTS = {
         ("plain", "ascending", "gradient[0] is"),
     ),
     "z_loss_with_the_other_sign": in_terms(
-        edit("cross_entropy_terms.cuh", "fma_of(lse_square_scale_ + lse_square_scale_,", "fma_of(-2 * lse_square_scale_,"),
+        edit(
+            "cross_entropy_terms.cuh", "fma_of(lse_square_scale_ + lse_square_scale_,", "fma_of(-2 * lse_square_scale_,"
+        ),
         ("plain", "ascending", "gradient[0] is"),
     ),
     "log_sum_exp_without_its_maximum": in_terms(
@@ -291,7 +293,9 @@ FAULTS = {
         ("plain", "ascending", "maximum[0] is"),
     ),
     "target_of_softcapped_logits_stays_in_the_sum": in_terms(
-        edit("cross_entropy_swept_rows.cuh", "k == target.element ? A(0) : value", "k == target.element ? value : value"),
+        edit(
+            "cross_entropy_swept_rows.cuh", "k == target.element ? A(0) : value", "k == target.element ? value : value"
+        ),
         ("plain", "ascending", "sum of exponentials["),
     ),
     "classes_that_are_none_count_under_a_softcap": in_terms(
