@@ -16,9 +16,7 @@ namespace {
 
 constexpr int kInnerBlockThreads = 128;
 template <bool kDense, class Terms>
-constexpr int kClassesInFlight = kDense        ? 2
-                                 : Terms::kAny ? 4
-                                               : 8;
+constexpr int kClassesInFlight = kDense ? 2 : (Terms::kAny ? 4 : 8);
 template <class T>
 constexpr int kChunkPositions = 8 / static_cast<int>(sizeof(T));
 

@@ -128,7 +128,7 @@ class SweptRow {
   using Window = PacketWindow<T, int64_t>;
   static constexpr int kElements = kPacketElements<T>;
   // Packets of a thread that are asked for before the first is used.
-  static constexpr int kInFlight = !kDense && !Terms::kAny ? 3 : sizeof(T) == 4 || (!kDense && Terms::kAny) ? 2 : 1;
+  static constexpr int kInFlight = kDense ? (sizeof(T) == 4 ? 2 : 1) : Terms::kAny ? 2 : 3;
 
   __device__ __forceinline__ DenseMass<T> dense() const { return DenseMass<T>(params_, place_); }
   __device__ __forceinline__ A mass_at(int64_t c) const {
