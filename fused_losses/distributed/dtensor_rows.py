@@ -29,7 +29,7 @@ def refusal(
     name: str, input: DTensor, target: Tensor, weights: _Weights, reduction: str, options: _Options
 ) -> str | None:
     """Why torch takes the call, or ``None``: the same on all ranks, whatever rows they have."""
-    if reduction not in REDUCTIONS:
+    if not (isinstance(reduction, str) and reduction in REDUCTIONS):
         return "the reduction is none of 'none', 'mean' and 'sum'"
     if input.numel() == 0:
         return "the input is empty"

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from .statistics import reads_at_once
+
 __all__ = ["sum_over_rows"]
 
 
@@ -49,7 +51,7 @@ def sum_over_rows(
     parts = _SumOverRanks.apply(torch.cat((parts, *tail)), groups)  # type: ignore[no-untyped-call]
     if error is not None:
         raise error
-    if parts.is_cpu:
+    if reads_at_once(parts):
         num_failed, failed_rank = parts[2:].tolist()
         if num_failed:
             who = f"rank {int(failed_rank)}" if num_failed == 1 else f"{int(num_failed)} ranks"

@@ -29,10 +29,9 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.experimental import implicit_replication
 
 import fused_losses
-from fused_losses.distributed import dtensor_rows
+from fused_losses.distributed import dtensor_rows, sum_over_rows
 
 ROUTE = "kernel, on the rows of each rank"
-NUMS_OF_ROWS = [7, 2]  # uneven shards; of three and four ranks some have no rows
 
 
 @dataclass
@@ -128,21 +127,23 @@ def check_rows(problem: Problem, mesh: DeviceMesh, placements: list[Placement], 
     return loss
 
 
-def check_all(mesh: DeviceMesh, layouts: list[list[Placement]]) -> None:
-    for placements, num_rows, reduction in itertools.product(layouts, NUMS_OF_ROWS, REDUCTIONS):
+def check_all(mesh: DeviceMesh, layouts: list[list[Placement]], nums_of_rows: list[int]) -> None:
+    for placements, num_rows, reduction in itertools.product(layouts, nums_of_rows, REDUCTIONS):
         for problem in problems(num_rows):
             check_rows(problem, mesh, placements, reduction)
 
 
 @case
 def rows_over_a_mesh(rank: int) -> None:
-    check_all(init_device_mesh("cpu", (dist.get_world_size(),)), [[Shard(0)], [Replicate()]])
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    check_all(mesh, [[Shard(0)]], [7, 2])  # uneven; of three and four ranks some have none
+    check_all(mesh, [[Replicate()]], [2])
 
 
 @case_of(4)
 def rows_over_a_mesh_of_two_dimensions(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2))
-    check_all(mesh, [[Shard(0), Shard(0)], [Shard(0), Replicate()], [Replicate(), Shard(0)]])
+    check_all(mesh, [[Shard(0), Shard(0)], [Shard(0), Replicate()], [Replicate(), Shard(0)]], [7])
 
 
 @case_of(2)
@@ -225,19 +226,21 @@ def plain_tensors_where_torch_takes_them(rank: int) -> None:
 
 
 @case
-def rows_that_need_a_gradient_elsewhere(rank: int) -> None:
-    """Of targets and weights it is torch's."""
+def targets_that_are_differentiated(rank: int) -> None:
+    """They are torch's, which gives the right mean of probabilities."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    problem = problems(4 * dist.get_world_size())[-1]
-    weights = {name: spread(weight, mesh, [Replicate()]) for name, weight in problem.weights.items()}
-    weights["pos_weight"].requires_grad_()
-    arguments = (spread(problem.input, mesh, [Shard(0)]), spread(problem.target, mesh, [Shard(0)]))
-    explained = fused_losses.explain(problem.loss.ours, *arguments, **weights)
+    problem = problems(7)[3]
+    rows, target = (spread(x, mesh, [Shard(0)]) for x in (problem.input, problem.target.requires_grad_()))
+    target = target.detach().requires_grad_()
+    explained = fused_losses.explain(CROSS_ENTROPY.ours, rows, target)
     assert explained.endswith("a target or weight requires a gradient")
-    loss = problem.loss.ours(*arguments, **weights)
-    assert_same(loss.full_tensor(), problem.loss.torchs(problem.input, problem.target, **problem.weights))
+    loss, expected = CROSS_ENTROPY.ours(rows, target), CROSS_ENTROPY.torchs(problem.input, problem.target)
+    loss.full_tensor().backward()
+    expected.backward()
+    assert_same(loss.full_tensor(), expected)
+    assert_same(target.grad.full_tensor(), problem.target.grad)
     with torch.no_grad():
-        assert fused_losses.explain(problem.loss.ours, *arguments, **weights).startswith(ROUTE)
+        assert fused_losses.explain(CROSS_ENTROPY.ours, rows, target).startswith(ROUTE)
 
 
 # Backwards
@@ -326,6 +329,20 @@ def a_wrong_target_on_one_rank(rank: int) -> None:
         check_rows(problem, mesh, [Shard(0)], reduction)
     arguments = [spread(x, mesh, [Replicate()]) for x in (problem.input, wrong)]
     assert raised(lambda: CROSS_ENTROPY.ours(*arguments))[0] is IndexError
+
+
+@case_of(2)
+def a_wrong_target_on_one_rank_of_a_gpus_mesh(rank: int) -> None:
+    """Whose hosts do not wait to hear of it: the other ranks have a loss of NaN."""
+    mesh = init_device_mesh("cpu", (2,))
+    problem = problems(4)[0]
+    problem.target[3] = 5  # on rank 1
+    arguments = [spread(x, mesh, [Shard(0)]) for x in (problem.input, problem.target)]
+    with mock.patch.object(sum_over_rows, "reads_at_once", lambda reduced: False):
+        if rank == 1:
+            assert raised(lambda: CROSS_ENTROPY.ours(*arguments))[0] is IndexError
+        else:
+            assert CROSS_ENTROPY.ours(*arguments).to_local().isnan()
 
 
 @case_of(4)

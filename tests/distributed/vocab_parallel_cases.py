@@ -352,13 +352,13 @@ def wrong_arguments_on_one_rank(rank: int) -> None:
 @case
 def wrong_arguments_on_one_rank_of_a_gpus_group(rank: int) -> None:
     """Whose hosts learn of it after the second reduction, in which all must have asked for as much."""
-    with mock.patch.object(statistics, "_reads_at_once", lambda reduced: False):
+    with mock.patch.object(statistics, "reads_at_once", lambda reduced: False):
         wrong_arguments_on_one_rank(rank)
 
 
 @case_of(2)
 def options_in_a_gpus_group(rank: int) -> None:
-    with mock.patch.object(statistics, "_reads_at_once", lambda reduced: False):
+    with mock.patch.object(statistics, "reads_at_once", lambda reduced: False):
         check_options(rank, torch.float32)
         token_statistics_and_their_gradients(rank)
 
