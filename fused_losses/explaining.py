@@ -12,7 +12,8 @@ from torch.nn._reduction import legacy_get_string
 from . import _C, functional
 from .linear_losses import reason_against_chunks
 from .linear_modules import LinearCrossEntropyLoss, layer_of
-from .routing import kernel_route, may_be_differentiated
+from .route_log import BY_CLASSES
+from .routing import is_dtensor, kernel_route, may_be_differentiated
 from .torch_losses import LINEAR_CROSS_ENTROPY, NAMES, original_of
 
 __all__ = ["explain"]
@@ -63,13 +64,14 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     arguments = bound.arguments
     if name == LINEAR_CROSS_ENTROPY:
         reason = reason_against_chunks(**arguments)
-        return _in_words(name, reason, [arguments[key] for key in ("input", "linear_weight", "linear_bias")], arguments)
+        inputs = [arguments[key] for key in ("input", "linear_weight", "linear_bias")]
+        return _in_words(name, reason, kernel_route(), inputs, arguments)
     size_average, reduce = arguments.pop("size_average"), arguments.pop("reduce")
     if size_average is not None or reduce is not None:
         arguments["reduction"] = legacy_get_string(size_average, reduce, emit_warning=False)
-    inplace_gradient = arguments.pop("inplace_gradient", False)
-    reason = functional.reason_against_kernel(name, **arguments)
-    return _in_words(name, reason, [arguments["input"]], {**arguments, "inplace_gradient": inplace_gradient})
+    overwrites = arguments.pop("inplace_gradient", False) and not is_dtensor(arguments["input"])
+    reason, route = functional.way_of_call(name, **arguments)
+    return _in_words(name, reason, route, [arguments["input"]], {**arguments, "inplace_gradient": overwrites})
 
 
 def _loss_of(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
@@ -86,12 +88,13 @@ def _loss_of(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
     raise TypeError(f"{function!r} is none of {', '.join(_LOSSES)}, nor a module of one of them")
 
 
-def _in_words(name: str, reason: str | None, inputs: list[Any], arguments: dict[str, Any]) -> str:
+def _in_words(name: str, reason: str | None, route: str, inputs: list[Any], arguments: dict[str, Any]) -> str:
     """``inputs``: the tensors that the loss may be differentiated with respect to, of some ``None``."""
     if reason is not None:
         return f"torch's own {name}: {reason}"
     tensors = [tensor for tensor in inputs if tensor is not None]
-    return f"{kernel_route()} of {name}: {_kernel(tensors, arguments['reduction'], arguments.get('inplace_gradient'))}"
+    reduction = "none" if route == BY_CLASSES else arguments["reduction"]  # its backward reads the logits again
+    return f"{route} of {name}: {_kernel(tensors, reduction, arguments.get('inplace_gradient'))}"
 
 
 def _kernel(inputs: list[Tensor], reduction: str, inplace_gradient: bool | None) -> str:

@@ -7,7 +7,7 @@ says what is wrong with a call: ``docs/routing.md`` lists which calls go where.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from .focal import sigmoid_focal_loss
 from .linear_losses import linear_cross_entropy, linear_token_statistics
 from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_entropy
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
+from .operators.elementwise import autocast_dtype
 from .operators.elementwise import refusal as refusal_of_elementwise
 from .operators.nll_loss import refusal as refusal_of_nll_loss
 from .operators.registration import REDUCTIONS
@@ -30,9 +31,8 @@ from .operators.row_terms import RowTerms, row_terms
 from .operators.row_terms import refusal as refusal_of_terms
 from .route_log import note
 from .routing import (
-    HALF_DTYPES,
     has_overrides,
-    is_autocast,
+    is_dtensor,
     kernel_route,
     promotes,
     reason_for_torch,
@@ -41,6 +41,9 @@ from .routing import (
 from .tokens import TokenStatistics, token_statistics
 from .torch_losses import mark_as_replacement, torch_function
 from .trl_functions import entropy_from_logits, selective_log_softmax, selective_log_softmax_and_entropy
+
+if TYPE_CHECKING:
+    from .distributed.dtensor import Way
 
 __all__ = [
     "TokenStatistics",
@@ -77,13 +80,8 @@ def _torch_target(target: Tensor) -> Tensor:
     return target.long() if isinstance(target, Tensor) and target.dtype == torch.int32 else target
 
 
-def _autocast_dtype(target: Tensor) -> torch.dtype:
-    """The type that autocast gives the target of an elementwise loss, and so the loss."""
-    return torch.float32 if target.dtype in HALF_DTYPES and is_autocast(target) else target.dtype
-
-
 def _autocast_target(target: Tensor) -> Tensor:
-    dtype = _autocast_dtype(target)
+    dtype = autocast_dtype(target)
     return target if dtype == target.dtype else target.to(dtype)
 
 
@@ -130,7 +128,7 @@ def _against_binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor 
     return (
         reason_for_torch(input, target, weight)
         or _against_reduction(reduction)
-        or refusal_of_binary_cross_entropy(input, _autocast_dtype(target), target, weight)
+        or refusal_of_binary_cross_entropy(input, autocast_dtype(target), target, weight)
     )
 
 
@@ -140,29 +138,36 @@ def _against_binary_cross_entropy_with_logits(
     return (
         reason_for_torch(input, target, weight, pos_weight)
         or _against_reduction(reduction)
-        or refusal_of_elementwise(input, _autocast_dtype(target), target, weight, pos_weight)
+        or refusal_of_elementwise(input, autocast_dtype(target), target, weight, pos_weight)
     )
 
 
-def reason_against_kernel(name: str, **arguments: Any) -> str | None:
-    """Why torch's own function takes this call, or ``None``; all arguments are given but the deprecated ones."""
-    tensors = [arguments[key] for key in ("input", "target", "weight", "pos_weight") if key in arguments]
-    if has_overrides(*tensors):
-        return "a subclass or a mode overrides torch's functions"
+def way_of_call(name: str, **arguments: Any) -> tuple[str | None, str]:
+    """Why torch's own function takes this call, or ``None``, and the name of the kernels' way.
+
+    All arguments are given but the deprecated ones.
+    """
+    route = kernel_route()
+    tensors = {key: arguments[key] for key in ("input", "target", "weight", "pos_weight") if key in arguments}
+    if has_overrides(*tensors.values()):
+        return "a subclass or a mode overrides torch's functions", route
     arguments["input"] = without_waiting_wrapper(arguments["input"])
     terms = row_terms(*(arguments.pop(key, default) for key, default in _TERMS.items()))
     is_torchs = arguments.pop("token_weight", None) is None and terms == RowTerms()
     if (reason := refusal_of_terms(arguments["input"], terms)) is not None:
-        return reason
-    if name == "cross_entropy" and is_torchs and type(arguments["input"]).__name__ == "DTensor":
-        return _against_dtensors(**{key: arguments[key] for key in arguments if key != "ignore_index"})
+        return reason, route
+    if is_torchs and is_dtensor(arguments["input"]):
+        input, target, *weights = tensors.values()
+        options = tuple(arguments[key] for key in ("ignore_index", "label_smoothing") if key in arguments)
+        way = _way_of_dtensors(name, input, target, tuple(weights), arguments["reduction"], options)
+        return (way.name if way.compute is None else None), way.name
     against: dict[str, Callable[..., str | None]] = {
         "cross_entropy": _against_cross_entropy,
         "nll_loss": _against_nll_loss,
         "binary_cross_entropy": _against_binary_cross_entropy,
         "binary_cross_entropy_with_logits": _against_binary_cross_entropy_with_logits,
     }
-    return against[name](**arguments)
+    return against[name](**arguments), route
 
 
 def _kernel_route(loss: str) -> str:
@@ -171,29 +176,26 @@ def _kernel_route(loss: str) -> str:
     return route
 
 
-def _against_dtensors(
-    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float
-) -> str | None:
-    from .distributed.dtensor import refusal  # here, since torch.distributed.tensor takes long to import
-
-    return refusal(input, target, weight, reduction, label_smoothing)
-
-
-def _cross_entropy_of_dtensors(
+def _of_dtensors(
+    name: str,
     input: Tensor,
     target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
+    weights: tuple[Tensor | None, ...],
     reduction: str,
-    label_smoothing: float,
-) -> Tensor | None:
-    """Of logits whose classes are spread over a mesh, or ``None``: torch's own takes the call."""
-    if _against_dtensors(input, target, weight, reduction, label_smoothing) is not None:
-        return None
-    from .distributed.dtensor import cross_entropy_of_dtensors
+    options: tuple[Any, ...] = (),
+) -> tuple[Tensor | None, str]:
+    """The loss of a DTensor, or why torch's own takes the call."""
+    way = _way_of_dtensors(name, input, target, weights, reduction, options)
+    if way.compute is None:
+        return None, way.name
+    note(name, way.name)
+    return way.compute(), way.name
 
-    note("cross_entropy", "kernel, spread over a mesh")
-    return cross_entropy_of_dtensors(input, target, weight, ignore_index, reduction, label_smoothing)
+
+def _way_of_dtensors(*call: Any) -> Way:
+    from .distributed.dtensor import way_of_dtensors  # here, since torch.distributed.tensor takes long to import
+
+    return way_of_dtensors(*call)
 
 
 def cross_entropy(
@@ -319,10 +321,12 @@ def cross_entropy(
     wrapper, input = input, without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
     reason = _against_cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing)
-    if reason is not None and type(input).__name__ == "DTensor":
-        of_spread_classes = _cross_entropy_of_dtensors(input, target, weight, ignore_index, reduction, label_smoothing)
-        if of_spread_classes is not None:
-            return of_spread_classes
+    if reason is not None and is_dtensor(input):
+        loss, reason = _of_dtensors(
+            "cross_entropy", input, target, (weight,), reduction, (ignore_index, label_smoothing)
+        )
+        if loss is not None:
+            return loss
     if reason is None:
         options = (REDUCTIONS[reduction], ignore_index, label_smoothing, promotes(input))
         return fused_cross_entropy(
@@ -392,6 +396,10 @@ def nll_loss(
     input = without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
     reason = _against_nll_loss(input, target, weight, reduction, ignore_index)
+    if reason is not None and is_dtensor(input):
+        loss, reason = _of_dtensors("nll_loss", input, target, (weight,), reduction, (ignore_index,))
+        if loss is not None:
+            return loss
     if reason is None:
         options = (REDUCTIONS[reduction], ignore_index, promotes(input))
         return fused_nll_loss(_kernel_route("nll_loss"), input, target, weight, *options)
@@ -452,6 +460,10 @@ def binary_cross_entropy(
     input = without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
     reason = _against_binary_cross_entropy(input, target, weight, reduction)
+    if reason is not None and is_dtensor(input):
+        loss, reason = _of_dtensors("binary_cross_entropy", input, target, (weight,), reduction)
+        if loss is not None:
+            return loss
     if reason is None:
         route = _kernel_route("binary_cross_entropy")
         return fused_binary_cross_entropy(route, input, _autocast_target(target), weight, REDUCTIONS[reduction])
@@ -520,6 +532,10 @@ def binary_cross_entropy_with_logits(
     wrapper, input = input, without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
     reason = _against_binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
+    if reason is not None and is_dtensor(input):
+        loss, reason = _of_dtensors("binary_cross_entropy_with_logits", input, target, (weight, pos_weight), reduction)
+        if loss is not None:
+            return loss
     if reason is None:
         route = _kernel_route("binary_cross_entropy_with_logits")
         weights = (weight, pos_weight)

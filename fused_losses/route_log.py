@@ -9,12 +9,14 @@ import torch
 
 from .tracing import constant_while_tracing
 
-__all__ = ["COMPILED", "EAGER", "WATCHED", "note", "routes"]
+__all__ = ["BY_CLASSES", "BY_ROWS", "COMPILED", "EAGER", "WATCHED", "note", "routes"]
 
 # What a route is called where a kernel computes; torch's own function is "torch: " and the reason.
 EAGER = "kernel"
 WATCHED = "kernel, as an operator"
 COMPILED = "kernel, in a compiled graph"
+BY_CLASSES = "kernel, spread over a mesh"  # of DTensors
+BY_ROWS = "kernel, on the rows of each rank"
 
 _counts: dict[tuple[str, str], int] = {}
 _says_new_routes = "routes" in os.environ.get("FUSED_LOSSES_LOG", "").split(",")

@@ -29,11 +29,14 @@ from .tracing import constant_while_tracing
 __all__ = [
     "has_overrides",
     "is_autocast",
+    "is_dtensor",
+    "is_served",
     "is_watched",
     "kernel_route",
     "may_be_differentiated",
     "promotes",
     "reason_for_torch",
+    "reason_of_surroundings",
     "without_waiting_wrapper",
 ]
 
@@ -83,6 +86,17 @@ def _reason_of_exporter() -> str | None:
     return "ONNX has no such operator" if torch.onnx.is_in_onnx_export() else None
 
 
+def reason_of_surroundings() -> str | None:
+    """Why torch's own function takes any call here and now, or ``None``."""
+    if is_compiling():
+        return _reason_while_tracing() if torch.compiler.is_dynamo_compiling() else _reason_of_exporter()
+    if forward_ad._current_level >= 0:
+        return "the kernels have no forward-mode derivative"
+    if _tracing_state() is not None:
+        return "torch.jit.trace records torch's own operators"
+    return None
+
+
 def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -> str | None:
     """Why torch's own function takes the call, or ``None`` where a kernel may.
 
@@ -91,15 +105,9 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
         target: class indices or probabilities.
         constants: class weights and the like.
     """
-    if is_compiling():
-        reason: str | None = _reason_while_tracing() if torch.compiler.is_dynamo_compiling() else _reason_of_exporter()
-        if reason is not None:
-            return reason
-    elif forward_ad._current_level >= 0:
-        return "the kernels have no forward-mode derivative"
-    elif _tracing_state() is not None:
-        return "torch.jit.trace records torch's own operators"
-    if not _is_served(input):
+    if (reason := reason_of_surroundings()) is not None:
+        return reason
+    if not is_served(input):
         return _what_is_not_served(input)
     if input.numel() == 0:
         return "the input is empty"
@@ -110,7 +118,7 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
     for tensor in (target, *constants):
         if tensor is None:
             continue
-        if not _is_served(tensor):
+        if not is_served(tensor):
             return _what_is_not_served(tensor)
         if tensor.is_cpu != on_cpu or not (on_cpu or tensor.device == input.device):
             return "the tensors are on several devices"
@@ -119,7 +127,7 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
     return None
 
 
-def _is_served(tensor: Tensor) -> bool:
+def is_served(tensor: Tensor) -> bool:
     """Whether a kernel may read the tensor: no subclass, strided, on a device that there are kernels for."""
     return (
         type(tensor) in _PLAIN_TYPES
@@ -135,6 +143,11 @@ def _what_is_not_served(tensor: Tensor) -> str:
     if not (tensor.is_cpu or tensor.is_cuda) or (tensor.is_cuda and not _HAS_CUDA):
         return f"there are no kernels for {tensor.device.type} tensors"
     return "a tensor is not strided"
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Without the module of that type, which takes long to import."""
+    return type(tensor).__name__ == "DTensor"
 
 
 def kernel_route() -> str:

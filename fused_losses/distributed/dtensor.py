@@ -1,106 +1,66 @@
-"""Cross-entropy of DTensors whose classes are spread over a dimension of a mesh, with batches over others or without.
+"""Which way the loss of a DTensor goes: by its classes, where those are spread over a mesh, or by its rows.
 
-Torch gathers such logits, or inside its ``loss_parallel()`` makes log-probabilities of their size. What is not
-described here goes to torch as before.
+Each way says why it does not take a call, by what all ranks know alike: where one of them went to torch and another to
+a kernel, both would wait for ever.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, Shard
 
-from ..operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES
-from .loss import Kept, LossOptions
-from .operators import cross_entropy
+from ..route_log import BY_CLASSES, BY_ROWS
+from ..routing import reason_of_surroundings
+from . import dtensor_classes, dtensor_rows
 
-__all__ = ["cross_entropy_of_dtensors", "refusal"]
-
-
-def refusal(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float) -> str | None:
-    """Why torch takes the call, or ``None``."""
-    if not (type(input) is type(target) is DTensor and (weight is None or type(weight) is DTensor)):
-        return "not all tensors are DTensors"
-    if torch.compiler.is_compiling():
-        return "a graph cannot hold the call"
-    if input.dim() != 2 or target.dim() != 1 or target.size(0) != input.size(0):
-        return "the logits have another shape than batch and classes, or the targets than batch"
-    if input.dtype not in FLOAT_DTYPES or target.dtype not in INDEX_DTYPES:
-        return "the logits are of another type, or the targets no class indices"
-    if reduction not in ("none", "mean", "sum") or not 0.0 <= label_smoothing <= 1.0:
-        return "torch says what is wrong"
-    if any(tensor.device_mesh != input.device_mesh for tensor in (target, weight) if tensor is not None):
-        return "the tensors are on several meshes"
-    if sum(_is_by_classes(placement) for placement in input.placements) != 1:
-        return "the classes are not spread over one dimension of the mesh"
-    for ours, of_target in zip(input.placements, target.placements, strict=True):
-        wanted = Replicate() if _is_by_classes(ours) else ours
-        if not (wanted == of_target and wanted in (Replicate(), Shard(0))):
-            return "the targets are placed otherwise than the rows"
-    if weight is None:
-        return None
-    if weight.shape != input.shape[1:] or weight.requires_grad or not weight.is_floating_point():
-        return "there is not one weight per class, or it is differentiated"
-    for ours, of_weight in zip(input.placements, weight.placements, strict=True):
-        if of_weight != Replicate() and not (of_weight == Shard(0) and _is_by_classes(ours)):
-            return "the weights are placed otherwise than the classes"
-    return None
+__all__ = ["Way", "way_of_dtensors"]
 
 
-def cross_entropy_of_dtensors(
+class Way(NamedTuple):
+    """How a call is computed, and the name of this way; without the first the second is why torch takes the call."""
+
+    compute: Callable[[], Tensor] | None
+    name: str
+
+
+def way_of_dtensors(
+    name: str,
     input: Tensor,
     target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
+    weights: tuple[Tensor | None, ...],
     reduction: str,
-    label_smoothing: float,
-) -> Tensor:
-    """A DTensor of the input's type, as torch's function gives; what rows are spread over stays so, or is a part."""
-    assert isinstance(input, DTensor) and isinstance(target, DTensor)  # refusal() has asked
-    assert weight is None or isinstance(weight, DTensor)
-    mesh = input.device_mesh
-    by_classes = next(i for i, placement in enumerate(input.placements) if _is_by_classes(placement))
-    by_rows = [
-        i for i, placement in enumerate(input.placements) if not _is_by_classes(placement) and placement.is_shard()
-    ]
-    logits, indices = input.to_local(), target.to_local()
-    _, (_, vocab_start) = compute_local_shape_and_global_offset(input.shape, mesh, input.placements)
-    local_weight = None if weight is None else weight.to_local()
-    if weight is not None and weight.placements[by_classes] == Replicate():
-        local_weight = weight.to_local()[vocab_start : vocab_start + logits.size(1)]
-    options = LossOptions(
-        group_name=mesh.get_group(by_classes).group_name,
-        vocab_start=vocab_start,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction="none",  # here: the other rows are elsewhere
-        logit_scale=1.0,
-        softcap=None,
-        lse_square_scale=0.0,
-    )
-    losses, *kept = cross_entropy(logits, indices, local_weight, None, *options)
-    placements: list[Placement] = [Replicate()] * mesh.ndim
-    for dimension in by_rows:
-        placements[dimension] = Shard(0) if reduction == "none" else Partial()
-    if reduction != "none":
-        losses = losses.sum()
-    if reduction == "mean":
-        denominator = Kept(*kept).target_weight.sum()
-        for dimension in by_rows:
-            dist.all_reduce(denominator, group=mesh.get_group(dimension))
-        losses = losses / denominator
-    shape = target.shape if reduction == "none" else torch.Size()
-    # A sum of parts is rounded to the input's type as a whole.
-    result = DTensor.from_local(losses, mesh, placements, run_check=False, shape=shape, stride=(1,) * len(shape))
-    rounded: Tensor = result.redistribute(placements=[_complete(placement) for placement in placements]).to(input.dtype)
-    return rounded
+    options: tuple[Any, ...],
+) -> Way:
+    """Args:
+    name: the loss's.
+    input: a DTensor.
+    weights: those that the loss has.
+    options: the loss's other ones, in the order of its arguments.
+    """
+    assert isinstance(input, DTensor)
+    if (reason := _reason_of_surroundings()) is not None:
+        return Way(None, reason)
+    if name == "cross_entropy" and input.dim() == 2 and any(placement == Shard(1) for placement in input.placements):
+        (weight,), (ignore_index, label_smoothing) = weights, options
+        arguments = (input, target, weight)
+        if (reason := dtensor_classes.refusal(*arguments, reduction, label_smoothing)) is not None:
+            return Way(None, reason)
+        call = partial(dtensor_classes.cross_entropy_of_dtensors, *arguments, ignore_index, reduction, label_smoothing)
+        return Way(call, BY_CLASSES)
+    everything = (name, input, target, weights, reduction, options)
+    if (reason := dtensor_rows.refusal(*everything)) is not None:
+        return Way(None, reason)
+    return Way(partial(dtensor_rows.loss_of_rows, *everything), BY_ROWS)
 
 
-def _is_by_classes(placement: Placement) -> bool:
-    return bool(placement == Shard(1))
-
-
-def _complete(placement: Placement) -> Placement:
-    return Replicate() if placement.is_partial() else placement
+def _reason_of_surroundings() -> str | None:
+    if torch.compiler.is_compiling():
+        return "a graph cannot hold the call"
+    if torch._C._are_functorch_transforms_active():
+        return "DTensors under a transform are torch's"
+    return reason_of_surroundings()

@@ -26,7 +26,7 @@ from ..operators.logit_transform import LogitTransform
 from .layout import exchange, known_layout, local_targets
 from .shard import NOT_HERE, ShardSums, sums_of_shard
 
-__all__ = ["Statistics", "Vocabulary", "statistics_of_group", "statistics_of_logits"]
+__all__ = ["Statistics", "Vocabulary", "reads_at_once", "statistics_of_group", "statistics_of_logits"]
 
 _ROWS = ("others", "target_z", "owners", "times_x", "target_weight", "weighted")  # of the second reduction, in order
 _NO_CLASS = torch.iinfo(torch.int64).max
@@ -136,23 +136,23 @@ def _attempt(
     largest = torch.cat((sums.key, *tail))
     dist.all_reduce(largest, dist.ReduceOp.MAX, vocabulary.group)
     key, agreement = largest[:-3], largest[-3:]
-    reads_at_once = _reads_at_once(largest)
-    if reads_at_once and not _can_go_on(agreement, error):
+    has_read = reads_at_once(largest)
+    if has_read and not _can_go_on(agreement, error):
         return _LayoutsDiffer()
     argmax, argmax_under_way = _begin_argmax(vocabulary, sums, key, 0 if layout is None else layout.vocab_start)
-    packed = _Packed(vocabulary, sums, key, local_target, with_all_rows=not reads_at_once)
+    packed = _Packed(vocabulary, sums, key, local_target, with_all_rows=not has_read)
     dist.all_reduce(packed.numbers, dist.ReduceOp.SUM, vocabulary.group)
     if argmax_under_way is not None:
         argmax_under_way.wait()
 
-    if not reads_at_once and not _can_go_on(agreement, error):
+    if not has_read and not _can_go_on(agreement, error):
         return _LayoutsDiffer()
     packed.check_owners(target, counts)
     return packed.statistics(counts, argmax)
 
 
-def _reads_at_once(reduced: Tensor) -> bool:
-    """Whether the host has the result of the first reduction: see Note [Two reductions]."""
+def reads_at_once(reduced: Tensor) -> bool:
+    """Whether the host has the result of a reduction without waiting: see Note [Two reductions]."""
     return reduced.is_cpu
 
 

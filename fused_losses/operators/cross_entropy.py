@@ -43,7 +43,8 @@ def is_probability(target: Tensor) -> bool:
     return target.is_floating_point()
 
 
-def _loss_dtype(logits: Tensor, target: Tensor, promote: bool) -> torch.dtype:
+def loss_dtype(logits: Tensor, target: Tensor, promote: bool) -> torch.dtype:
+    """The type of the loss."""
     by_probability = is_probability(target) and target.dtype != logits.dtype
     return accumulation_dtype(logits.dtype) if promote or by_probability else logits.dtype
 
@@ -86,7 +87,7 @@ def _fake_loss(
     promote: bool,
     *terms: float,
 ) -> Tensor:
-    return fake_class_loss(logits, reduction, _loss_dtype(logits, target, promote))
+    return fake_class_loss(logits, reduction, loss_dtype(logits, target, promote))
 
 
 def _fake_with_gradient(
@@ -119,7 +120,7 @@ def composite(options: _Options, logits: Tensor, target: Tensor, class_weight: T
         loss = composite_with_terms(
             logits, target, class_weight, reduction, ignore_index, label_smoothing, RowTerms(*terms)
         )
-        return loss.to(_loss_dtype(logits, target, promote))
+        return loss.to(loss_dtype(logits, target, promote))
     if target.dtype == torch.int32:
         target = target.long()
     if promote:
@@ -259,7 +260,7 @@ def _batch_with_statistics(info: Any, in_dims: tuple[int | None, ...], *argument
     losses = losses.view(info.batch_size, *position_sizes(logits.shape[1:]))
     if reduction != NONE:
         denominators = _denominators(logits, target, class_weight, ignore_index, reduction)
-        losses = reduce_stack(losses, denominators, _loss_dtype(logits, target, promote))
+        losses = reduce_stack(losses, denominators, loss_dtype(logits, target, promote))
     return (losses, statistics.view(len(statistics), info.batch_size, -1)), (0, 1)
 
 

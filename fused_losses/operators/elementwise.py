@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..routing import HALF_DTYPES
+from ..routing import HALF_DTYPES, is_autocast
 from .batching import batch_first, reduce_stack, spread_stack
 from .class_axis import FLOAT_DTYPES, accumulation_dtype
 from .composite import other_gradients, second_gradients
 from .registration import MEAN, NONE, Operator, are_transforms_active, call
 
 _MOST_BROADCAST_DIMS = 8  # kMaxBroadcastDims in csrc/core
+
+
+def autocast_dtype(target: Tensor) -> torch.dtype:
+    """The type that autocast gives the target of an elementwise loss, and so the loss."""
+    return torch.float32 if target.dtype in HALF_DTYPES and is_autocast(target) else target.dtype
 
 
 def refusal(input: Tensor, target_dtype: torch.dtype, target: Tensor, *weights: Tensor | None) -> str | None:

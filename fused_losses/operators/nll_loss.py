@@ -32,7 +32,8 @@ from .registration import MEAN, NONE, Operator, call
 _Options = tuple[int, int, bool]  # reduction, ignore_index, promote
 
 
-def _loss_dtype(input: Tensor, promote: bool) -> torch.dtype:
+def loss_dtype(input: Tensor, promote: bool) -> torch.dtype:
+    """The type of the loss."""
     return accumulation_dtype(input.dtype) if promote else input.dtype
 
 
@@ -51,7 +52,7 @@ def refusal(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
 def _fake_loss(
     input: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int, promote: bool
 ) -> Tensor:
-    return fake_class_loss(input, reduction, _loss_dtype(input, promote))
+    return fake_class_loss(input, reduction, loss_dtype(input, promote))
 
 
 def _fake_backward(
@@ -124,7 +125,7 @@ def _batch_loss(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> 
     losses = losses.view(info.batch_size, *position_sizes(input.shape[1:]))
     if reduction != NONE:
         losses = reduce_stack(
-            losses, _denominators(target, weight, ignore_index, reduction), _loss_dtype(input, promote)
+            losses, _denominators(target, weight, ignore_index, reduction), loss_dtype(input, promote)
         )
     return losses, 0
 

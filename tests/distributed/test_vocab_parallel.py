@@ -1,5 +1,6 @@
-"""A vocabulary that is spread over two, three and four processes, which speak through gloo: vocab_parallel_cases.py."""
+"""Classes and rows that are spread over two, three and four processes, which speak through gloo: several_ranks.py."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,9 +11,13 @@ import pytest
 import torch
 import torch.multiprocessing
 from compilation import locked
-from vocab_parallel_cases import CASES, outcome_of, run_cases
+from several_ranks import CASES, outcome_of, run_cases
 
 from fused_losses import distributed
+
+MODULES = ["vocab_parallel_cases", "dtensor_rows_cases"]
+for module in MODULES:
+    importlib.import_module(module)
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch has no gloo here"
@@ -30,7 +35,7 @@ def outcomes(tmp_path_factory):
         with locked(directory):
             if not directory.exists():
                 directory.mkdir()
-                torch.multiprocessing.spawn(run_cases, (num_ranks, directory), nprocs=num_ranks)
+                torch.multiprocessing.spawn(run_cases, (MODULES, num_ranks, directory), nprocs=num_ranks)
         return [json.loads(outcome_of(rank, directory).read_text()) for rank in range(num_ranks)]
 
     return of

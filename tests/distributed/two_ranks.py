@@ -227,39 +227,31 @@ def _(rank: int, mesh: DeviceMesh, loss: Loss) -> None:
     assert torch.equal(wrapper.detach(), input)
 
 
-# Distributed tensors go to torch's own functions, but for cross-entropy of classes that are spread
+# Distributed tensors: dtensor_rows_cases.py has more
 
 PLACEMENTS = {"replicated": [Replicate()], "sharded by rows": [Shard(0)], "sharded by classes": [Shard(1)]}
 
 
 @case("DTensor", LOSSES)
 def _(rank: int, mesh: DeviceMesh, loss: Loss) -> None:
+    """As one process, whoever computes: of torch's own functions not every gradient is."""
     torch.manual_seed(9)
     input, target = sample(loss, (8, 6))
     for name, placements in PLACEMENTS.items():
         by_classes = name == "sharded by classes"
         target_placements = PLACEMENTS["replicated"] if by_classes and loss.by_class else placements
         for reduction in REDUCTIONS:
-            results = []
-            for function in (loss.torchs, loss.ours, getattr(torch.nn.functional, loss.name)):
-                leaf = distribute_tensor(input, mesh, placements).requires_grad_()
-                with fused_losses.patched() if function is not loss.torchs else torch.enable_grad():
-                    value = function(leaf, distribute_tensor(target, mesh, target_placements), reduction=reduction)
-                    value.full_tensor().sum().backward()
-                results.append([value.full_tensor().detach(), leaf.grad.full_tensor()])
-            assert_same(results[1], results[0])
-            assert_same(results[2], results[0])
             whole = input.clone().requires_grad_()
             expected = loss.torchs(whole, target, reduction=reduction)
             expected.sum().backward()
-            assert_same(results[1][0], expected.detach())
-            if not _has_torch_a_wrong_gradient(loss, name, reduction):
-                assert_same(results[1][1], whole.grad)
-
-
-def _has_torch_a_wrong_gradient(loss: Loss, placement: str, reduction: str) -> bool:
-    """Torch divides by the number of elements of one rank (seen in 2.13 and 2.14)."""
-    return loss.name == "binary_cross_entropy" and reduction == "mean" and placement != "replicated"
+            for is_patched in (False, True):
+                leaf = distribute_tensor(input, mesh, placements).requires_grad_()
+                with fused_losses.patched():
+                    function = getattr(torch.nn.functional, loss.name) if is_patched else loss.ours
+                    value = function(leaf, distribute_tensor(target, mesh, target_placements), reduction=reduction)
+                    value.full_tensor().sum().backward()
+                assert_same(value.full_tensor().detach(), expected.detach())
+                assert_same(leaf.grad.full_tensor(), whole.grad)
 
 
 @case("loss_parallel")

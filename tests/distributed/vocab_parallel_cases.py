@@ -1,17 +1,13 @@
 """What two, three or four processes compute together of a vocabulary that is spread over them, against one and torch.
 
-Each case runs on every rank, draws the same numbers there, and raises. test_vocab_parallel.py starts the processes.
+See several_ranks.py.
 """
 
 from __future__ import annotations
 
 import copy
-import datetime
 import itertools
-import json
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -19,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from parity import assert_not_less_exact
+from several_ranks import case, case_of
 from sharded import (
     IGNORED,
     LargeTensors,
@@ -51,53 +48,9 @@ from fused_losses.distributed import (
     vocab_parallel_token_statistics,
 )
 
-SECONDS_FOR_A_COLLECTIVE = 20  # it needs milliseconds; a rank that failed keeps the others waiting
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TRANSFORMS: list[dict[str, Any]] = [{}, {"logit_scale": -1.3}, {"logit_scale": 0.7, "softcap": 5.0}]
 REDUCTIONS = ["none", "mean", "sum"]
-
-NUMS_OF_RANKS = [2, 3, 4]  # one neighbour, a rank in the middle, a mesh of 2 x 2
-CASES: dict[tuple[str, int], Callable[[int], None]] = {}  # by name and number of ranks
-
-
-def case(function: Callable[[int], None]) -> Callable[[int], None]:
-    return case_of(*NUMS_OF_RANKS)(function)
-
-
-def case_of(*nums_of_ranks: int) -> Callable[[Callable[[int], None]], Callable[[int], None]]:
-    """A case that takes a while, where some numbers of ranks have all there is to it."""
-
-    def add(function: Callable[[int], None]) -> Callable[[int], None]:
-        for num_ranks in nums_of_ranks:
-            CASES[function.__name__, num_ranks] = function
-        return function
-
-    return add
-
-
-def outcome_of(rank: int, directory: Path) -> Path:
-    return directory / f"rank_{rank}.json"
-
-
-def run_cases(rank: int, num_ranks: int, directory: Path) -> None:
-    """On one rank. Writes what each case raised, or nothing."""
-    torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=SECONDS_FOR_A_COLLECTIVE)
-    store = f"file://{directory / 'store'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=num_ranks, timeout=timeout)
-    errors = {}
-    for (name, needed_ranks), function in CASES.items():
-        if needed_ranks != num_ranks:
-            continue
-        torch.manual_seed(0)
-        try:
-            function(rank)
-            errors[name] = ""
-        except Exception:
-            errors[name] = traceback.format_exc()
-            break  # the other ranks are somewhere else now
-    outcome_of(rank, directory).write_text(json.dumps(errors))
-    dist.destroy_process_group()
 
 
 def problem(shards: Shards, dtype: torch.dtype = torch.float32, num_rows: int = 7) -> tuple[Tensor, Tensor]:
@@ -399,13 +352,13 @@ def wrong_arguments_on_one_rank(rank: int) -> None:
 @case
 def wrong_arguments_on_one_rank_of_a_gpus_group(rank: int) -> None:
     """Whose hosts learn of it after the second reduction, in which all must have asked for as much."""
-    with mock.patch.object(statistics, "_reads_at_once", lambda reduced: False):
+    with mock.patch.object(statistics, "reads_at_once", lambda reduced: False):
         wrong_arguments_on_one_rank(rank)
 
 
 @case_of(2)
 def options_in_a_gpus_group(rank: int) -> None:
-    with mock.patch.object(statistics, "_reads_at_once", lambda reduced: False):
+    with mock.patch.object(statistics, "reads_at_once", lambda reduced: False):
         check_options(rank, torch.float32)
         token_statistics_and_their_gradients(rank)
 
