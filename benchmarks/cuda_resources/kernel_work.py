@@ -68,7 +68,7 @@ def rows(dtype: str, classes: int, gradient: bool, architecture: int) -> Problem
 
     else:
         threads = _sweeping_threads(packets, architecture)
-        kernel = f"cross_entropy_swept_rows_kernel<{dtype}, {threads}, false>"
+        kernel = f"cross_entropy_swept_rows_kernel<{dtype}, {threads}, false, NoTerms>"
 
         def cost(flow: ControlFlow) -> Cost:
             return _swept_row(flow, classes, packets, threads, elements, gradient)
@@ -90,7 +90,7 @@ def image(dtype: str, classes: int, gradient: bool) -> Problem:
 
     else:
         positions = CHUNK_BYTES // size
-        kernel = f"cross_entropy_inner_kernel<{dtype}, {positions}, false>"
+        kernel = f"cross_entropy_inner_kernel<{dtype}, {positions}, false, NoTerms>"
 
         def cost(flow: ControlFlow) -> Cost:
             return _chunk_of_positions(flow, classes, positions, gradient)

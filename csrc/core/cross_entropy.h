@@ -70,8 +70,8 @@ struct CrossEntropyParams {
   double class_weight_sum;  // of all classes; num_classes without weights
 
   // See Note [Terms of a row].
-  double logit_scale = 1;  // positive, and
-  double softcap = 0;      // none, but for the CPU's kernel of rows with index targets
+  double logit_scale = 1;  // on the CPU positive, and
+  double softcap = 0;      // none, but for the kernel of rows with index targets
   double lse_square_scale = 0;
   double focal_gamma = 0;
 
@@ -89,7 +89,7 @@ struct CrossEntropyParams {
 
   // Statistics, [num_positions] each in the accumulation type, or null: m, S and Q of Note [Target mass], S' of Note
   // [Confident rows].
-  void* row_max;  // of what the kernel takes for logits: the units of a CPU kernel that transforms them
+  void* row_max;  // of what the kernel takes for logits: the units of a kernel that transforms them
   void* row_sum;
   void* row_others;  // index targets only; anything where a target is ignored
   void* row_mass;    // probability targets only

@@ -4,6 +4,7 @@
 
 #include "../core/cross_entropy.h"
 #include "../core/cross_entropy_formulas.h"
+#include "cross_entropy_terms.cuh"
 #include "packet.h"
 #include "reduce.h"
 #include "rows.h"
@@ -19,7 +20,8 @@ __device__ __forceinline__ A finite_shift(A max) {
 }
 
 // A row's max m, sum of exp(x - m), and with a dense mass q: sum of q and of q (x - m). m is finite_shift(max). The sum
-// is first that of the classes beside the target: see Note [Confident rows].
+// is first that of the classes beside the target: see Note [Confident rows]. With terms max is the largest unit, and
+// the sum of q (x - m) is in units until the row ends: see Note [Units].
 template <class A>
 struct RowStatistics {
   A max = -kInfinity<A>;
@@ -29,16 +31,17 @@ struct RowStatistics {
   A others = 0;
 
   // What was summed becomes `others`, and with the target the sum.
-  template <class T>
-  __device__ __forceinline__ void add_target(int64_t target_class, A target_logit) {
+  template <class T, class Terms = NoTerms>
+  __device__ __forceinline__ void add_target(int64_t target_class, A target_unit, const Terms& terms = {}) {
     others = sum;
-    if (target_class >= 0) sum += exp_of_shifted<T>(target_logit - finite_shift(max));
+    if (target_class >= 0) sum += exp_of_shifted<T>(terms.to_x(target_unit - finite_shift(max)));
   }
 
   // The same sums relative to a larger maximum. What the sum was multiplied by.
-  __device__ __forceinline__ A raise(A new_max) {
+  template <class Terms = NoTerms>
+  __device__ __forceinline__ A raise(A new_max, const Terms& terms = {}) {
     if (max == new_max) return A(1);
-    const A factor = max == -kInfinity<A> ? A(0) : exp_of_shifted<A>(max - new_max);
+    const A factor = max == -kInfinity<A> ? A(0) : exp_of_shifted<A>(terms.to_x(max - new_max));
     sum *= factor;
     mass_times_x += mass * (finite_shift(max) - finite_shift(new_max));
     max = new_max;
@@ -144,6 +147,12 @@ class DenseMass {
   const A* accumulated_probability_ = nullptr;  // of the accumulation type
 };
 
+// Smoothing without class weights gives every class the same mass.
+inline bool has_mass_by_class(const CrossEntropyParams& params) {
+  return params.target_kind == TargetKind::Probability ||
+         (params.target_kind == TargetKind::SmoothedIndex && params.target.class_weight != nullptr);
+}
+
 // The dense mass of label smoothing without class weights, the same for every class; none, 0, with index targets. Made
 // by the host, which divides once.
 template <class A>
@@ -180,13 +189,22 @@ __device__ __forceinline__ A row_scale(const CrossEntropyParams& params, int64_t
   return grad_output != nullptr ? scale * grad_output[position * params.grad_output_stride] : scale;
 }
 
+// log S: where the target is the largest, S' says it more exactly, see Note [Confident rows].
+template <class A>
+__device__ __forceinline__ A log_of_sum(const RowStatistics<A>& statistics, const RowTarget<A>& target,
+                                        A shifted_logit) {
+  const bool is_largest = target.target_class >= 0 && shifted_logit == A(0);
+  return log1p_of(is_largest ? statistics.others : statistics.sum - A(1));  // one function: registers
+}
+
 // The gradient of one row: d/dx_c = exp(x_c - shift) * factor - q_c * scale, and at the target class all of it in one
-// piece, so that y (p - 1) is kept together before it is rounded.
-template <class T>
+// piece, so that y (p - 1) is kept together before it is rounded. With terms y is y' and Q is Q + e, and it is the
+// gradient of units, from which Terms::of_logit makes that of logits.
+template <class T, class Terms = NoTerms>
 struct RowGradient {
   using A = Accumulation<T>;
   A shift;
-  RowExponential<T> exponential;
+  UnitExponential<T, Terms> exponential;
   A scale;
   A inverse_sum;
   A mass;
@@ -194,16 +212,31 @@ struct RowGradient {
   A point_mass_of_others;
 
   RowGradient() = default;
-  // `statistics.mass` counts where there is a dense mass.
   __device__ __forceinline__ RowGradient(const RowStatistics<A>& statistics, const RowTarget<A>& target, A scale_of_row,
                                          bool dense)
+      : RowGradient(statistics, target, A(0), scale_of_row, dense, NoTerms{}) {}
+  // `statistics.mass` counts where there is a dense mass.
+  __device__ __forceinline__ RowGradient(const RowStatistics<A>& statistics, const RowTarget<A>& target, A target_unit,
+                                         A scale_of_row, bool dense, const Terms& terms)
       : shift(finite_shift(statistics.max)),
-        exponential(shift),
-        scale(target.ignored ? A(0) : scale_of_row),
+        exponential(shift, terms),
+        scale(target.ignored ? A(0) : terms.scaled(scale_of_row)),
         inverse_sum(A(1) / statistics.sum),
-        mass(dense && !target.ignored ? statistics.mass : A(0)),
-        factor((mass + target.point_mass) * scale * inverse_sum * exponential.correction(shift)),
-        point_mass_of_others(target.point_mass * (statistics.others * inverse_sum)) {}
+        mass(dense && !target.ignored ? statistics.mass : A(0)) {
+    A point_mass = target.point_mass;
+    if constexpr (Terms::kAny) {
+      if (!target.ignored && terms.has_any_of_row()) {
+        const A difference = target_unit - shift;
+        const A z = terms.to_x(difference);
+        const A log_sum = log_of_sum(statistics, target, z);
+        const RowSums<A> row{shift, statistics.sum, statistics.others, log_sum, difference};
+        point_mass = terms.point_mass(point_mass, exp_of_shifted<T>(z), row);
+        mass = terms.mass(mass, row);
+      }
+    }
+    factor = (mass + point_mass) * scale * inverse_sum * exponential.correction(shift);
+    point_mass_of_others = point_mass * (statistics.others * inverse_sum);
+  }
 
   // `scaled_mass` is q_c * scale.
   __device__ __forceinline__ A at(A x, A scaled_mass) const { return of_exponential(exponential(x), scaled_mass); }
@@ -211,33 +244,36 @@ struct RowGradient {
   __device__ __forceinline__ A of_exponential(A value, A scaled_mass) const {
     return fma_of(value, factor, -scaled_mass);
   }
-  // `dense_mass` is q_c. Without any the logit does not count.
+  // `dense_mass` is q_c. Without any, and without terms, the logit does not count.
   __device__ __forceinline__ A at_target(A x, A dense_mass) const {
-    const A p = exp_of_shifted<T>(x - shift) * inverse_sum;
+    const A p = exponential.corrected(x, shift) * inverse_sum;
     return derivative_at_target(p, mass, dense_mass, point_mass_of_others) * scale;
   }
 };
 
-// The loss of one row; `target_logit` counts where there is a point mass.
-template <class A>
-__device__ __forceinline__ A row_loss(const RowStatistics<A>& statistics, const RowTarget<A>& target, A target_logit,
-                                      bool dense) {
+// The loss of one row; `target_unit` counts where there is a point mass.
+template <class A, class Terms>
+__device__ __forceinline__ A row_loss(const RowStatistics<A>& statistics, const RowTarget<A>& target, A target_unit,
+                                      bool dense, const Terms& terms) {
   if (target.ignored) return A(0);
-  const A shifted_logit = target_logit - finite_shift(statistics.max);
-  const bool is_largest = target.target_class >= 0 && shifted_logit == A(0);
-  const A log_sum = log1p_of(is_largest ? statistics.others : statistics.sum - A(1));  // one function: registers
+  const A difference = target_unit - finite_shift(statistics.max);
+  const A shifted_logit = terms.to_x(difference);
+  const A log_sum = log_of_sum(statistics, target, shifted_logit);
   A loss = 0;
   if (target.target_class >= 0) loss = point_loss(target.point_mass, log_sum, shifted_logit);
   if (dense) loss += dense_loss(statistics.mass, log_sum, statistics.mass_times_x);
+  if constexpr (Terms::kAny) {
+    return terms.loss(loss, {finite_shift(statistics.max), statistics.sum, statistics.others, log_sum, difference});
+  }
   return loss;
 }
 
 // Writes what is asked for of a row. Its loss.
-template <class A>
+template <class A, class Terms = NoTerms>
 __device__ __forceinline__ double write_row(const CrossEntropyParams& params, int64_t position,
                                             const RowStatistics<A>& statistics, const RowTarget<A>& target,
-                                            A target_logit, bool dense) {
-  const A loss = row_loss(statistics, target, target_logit, dense);
+                                            A target_unit, bool dense, const Terms& terms = {}) {
+  const A loss = row_loss(statistics, target, target_unit, dense, terms);
   if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = loss;
   if (params.row_max == nullptr) return static_cast<double>(loss);
   static_cast<A*>(params.row_max)[position] = statistics.max;

@@ -87,6 +87,16 @@ __device__ __forceinline__ void sum_over_group(A (&values)[kCount]) {
   }
 }
 
+// What a thread of the group reads before is not what one of them writes after. Every lane of the warp takes part.
+template <int kThreads>
+__device__ __forceinline__ void wait_for_group() {
+  if constexpr (kThreads > kWarpThreads) {
+    __syncthreads();
+  } else {
+    __syncwarp(kWholeWarp);
+  }
+}
+
 // The sum over a block, in thread 0.
 template <int kBlockThreads>
 __device__ __forceinline__ double sum_of_block(double value) {

@@ -21,8 +21,6 @@ struct CrossEntropyOptions {
   double softcap = 0;  // 0: none
   double lse_square_scale = 0;
   double focal_gamma = 0;
-
-  bool is_plain() const { return logit_scale == 1 && softcap == 0 && lse_square_scale == 0 && focal_gamma == 0; }
 };
 
 class CrossEntropyProblem {

@@ -99,7 +99,8 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   // for grad_output = 1; it becomes that of the given one, rounded once. `scale_gradient`: the plain product.
   library.def(
       "cross_entropy_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, Tensor logits, Tensor target, "
-      "Tensor? class_weight, int reduction, int ignore_index, float label_smoothing, bool promote) -> ()");
+      "Tensor? class_weight, int reduction, int ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
+      ") -> ()");
   library.def(
       "binary_cross_entropy_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, Tensor input, Tensor target, "
       "Tensor? weight, int reduction) -> ()");

@@ -61,8 +61,6 @@ def refusal(logits: Tensor, terms: RowTerms) -> str | None:
     """Why the kernels do not compute these terms of a row, or ``None``."""
     if terms == RowTerms():
         return None
-    if not logits.is_cpu:
-        return "there are no kernels for the terms of a row on this device"
     return refusal_of_scales(logits, terms.logit_scale, terms.softcap)
 
 

@@ -39,6 +39,10 @@ def in_cross_entropy(edits: tuple[Edit, ...], *found: tuple[str, str, str]) -> F
     return Fault(edits, "cross_entropy_float32.cu", "cross_entropy", found)
 
 
+def in_terms(edits: tuple[Edit, ...], *found: tuple[str, str, str]) -> Fault:
+    return Fault(edits, "cross_entropy_with_terms_float32.cu", "cross_entropy_terms", found)
+
+
 def in_token_statistics(edits: tuple[Edit, ...], *found: tuple[str, str, str]) -> Fault:
     return Fault(edits, "token_statistics.cu", "token_statistics", found)
 
@@ -79,8 +83,8 @@ FAULTS = {
     "rows_leave_the_loop_before_the_others": in_cross_entropy(
         edit(
             "cross_entropy_swept_rows.cuh",
-            "    const SweptRow<T, kDense> row(params, uniform, position, exists);",
-            "    if (!exists) return;\n    const SweptRow<T, kDense> row(params, uniform, position, exists);",
+            "exists);\n    const bool with_mass",
+            "exists);\n    if (!exists) return;\n    const bool with_mass",
         ),
         ("plain", "ascending", "kernel misuse"),
     ),
@@ -260,6 +264,55 @@ FAULTS = {
         "sigmoid_focal_loss.cu",
         "binary_cross_entropy",
         (("plain", "ascending", "gradient[0] is"),),
+    ),
+    # Terms of a row
+    "focal_factor_of_the_probability": in_terms(
+        edit("cross_entropy_terms.cuh", "log_of(complement(row)) * focal_gamma_", "log_of(A(1)) * focal_gamma_"),
+        ("plain", "ascending", "loss[0] is"),
+    ),
+    "focal_derivative_of_a_constant_factor": in_terms(
+        edit("cross_entropy_terms.cuh", "fma_of(slope, focal_gamma_, A(1))", "A(1)"),
+        ("plain", "ascending", "gradient[0] is"),
+    ),
+    "z_loss_with_the_other_sign": in_terms(
+        edit(
+            "cross_entropy_terms.cuh", "fma_of(lse_square_scale_ + lse_square_scale_,", "fma_of(-2 * lse_square_scale_,"
+        ),
+        ("plain", "ascending", "gradient[0] is"),
+    ),
+    "log_sum_exp_without_its_maximum": in_terms(
+        edit("cross_entropy_terms.cuh", "return fma_of(row.shift, factor_, row.log_sum);", "return row.log_sum;"),
+        ("plain", "ascending", "loss[0] is"),
+    ),
+    "slope_of_a_softcap_is_missing": in_terms(
+        edit("cross_entropy_terms.cuh", "derivative * ((A(1) - unit) * (A(1) + unit))", "derivative"),
+        ("plain", "ascending", "gradient[0] is"),
+    ),
+    "keys_without_the_scales_sign": in_terms(
+        edit("cross_entropy_terms.cuh", "logits.words[i] ^= flipped;", "logits.words[i] ^= 0u;"),
+        ("plain", "ascending", "maximum[0] is"),
+    ),
+    "target_of_softcapped_logits_stays_in_the_sum": in_terms(
+        edit(
+            "cross_entropy_swept_rows.cuh", "k == target.element ? A(0) : value", "k == target.element ? value : value"
+        ),
+        ("plain", "ascending", "sum of exponentials["),
+    ),
+    "classes_that_are_none_count_under_a_softcap": in_terms(
+        edit("cross_entropy_terms.cuh", "exists ? unit(logit) : -kInfinity<A>", "exists || true ? unit(logit) : A(0)"),
+        ("plain", "ascending", "sum of exponentials["),
+    ),
+    "masses_of_units_are_not_those_of_x": in_terms(
+        edit(
+            "cross_entropy_swept_rows.cuh",
+            "    statistics.mass_times_x = terms_.to_x(statistics.mass_times_x);\n",
+            "",
+        ),
+        ("plain", "ascending", "loss[0] is"),
+    ),
+    "targets_are_read_while_one_is_written_over": in_terms(
+        edit("cross_entropy_swept_rows.cuh", "if constexpr (Terms::kAny) wait_for_group<kThreads>();", ""),
+        ("thread", "ascending", RACE),
     ),
     # Statistics of tokens
     "sum_of_z_keeps_its_old_maximum": in_token_statistics(

@@ -157,7 +157,7 @@ ROUTES = [
     Route("cross_entropy with ignore_index", FUSED, classes(ignore_index=2)),
     Route("cross_entropy with label_smoothing", FUSED, classes(label_smoothing=0.1)),
     Route(
-        "cross_entropy with logit_scale, softcap, lse_square_scale or focal_gamma (on a GPU: torch)",
+        "cross_entropy with logit_scale, softcap, lse_square_scale or focal_gamma",
         FUSED,
         classes(softcap=3.0, lse_square_scale=1e-4),
     ),

@@ -65,16 +65,16 @@ def reference(
     return losses.sum() / weights.sum()
 
 
-def problem(shape, dtype=torch.float32, probability=False, spread=3.0):
+def problem(shape, dtype=torch.float32, probability=False, spread=3.0, device="cpu"):
     num_classes = shape[1] if len(shape) > 1 else shape[0]
     positions = shape[:1] + shape[2:] if len(shape) > 1 else ()
-    logits = (torch.randn(shape) * spread).to(dtype)
+    logits = (torch.randn(shape) * spread).to(device, dtype)
     if probability:
-        return logits, torch.softmax(torch.randn(shape), int(len(shape) > 1)).to(dtype)
+        return logits, torch.softmax(torch.randn(shape), int(len(shape) > 1)).to(device, dtype)
     target = torch.randint(num_classes, positions)
     if target.numel() > 1:
         target.view(-1)[1] = IGNORED
-    return logits, target
+    return logits, target.to(device)
 
 
 def loss_and_gradient(function, logits, target, weight, grad_output, options):
@@ -89,7 +89,7 @@ def check(logits, target, weight=None, **options):
     computation = torch.float64 if logits.dtype == torch.float64 else torch.float32
     unreduced = options.get("reduction") == "none"
     positions = logits.select(1 if logits.dim() > 1 else 0, 0).shape
-    grad_output = torch.randn(positions if unreduced else ()).to(logits.dtype)
+    grad_output = torch.randn(positions if unreduced else ()).to(logits)
 
     def composed(dtype):
         tensors = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in (target, weight)]
@@ -117,20 +117,20 @@ def check(logits, target, weight=None, **options):
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_terms_of_index_targets(dtype, shape, terms):
-    logits, target = problem(shape, dtype)
+def test_terms_of_index_targets(device, dtype, shape, terms):
+    logits, target = problem(shape, dtype, device=device)
     for reduction in ("mean", "sum", "none"):
         check(logits, target, reduction=reduction, **terms)
 
 
 @pytest.mark.parametrize("num_classes", [5, 70, 1200])
-def test_infinite_logits_are_finite_under_a_softcap(num_classes):
+def test_infinite_logits_are_finite_under_a_softcap(device, num_classes):
     """Also in an ignored row, whose gradient is 0 times the softmax; without a softcap that is NaN, as torch's."""
-    logits = torch.randn(6, num_classes)
+    logits = torch.randn(6, num_classes).to(device)
     logits[1, 2] = float("inf")
     logits[2, 1:3] = -float("inf")
     logits[3] = -float("inf")
-    target = torch.randint(num_classes, (6,))
+    target = torch.randint(num_classes, (6,)).to(device)
     for ignored in ((), (1, 2, 3)):
         target[list(ignored)] = IGNORED
         check(logits, target, softcap=4.0)
@@ -144,13 +144,13 @@ def test_infinite_logits_are_finite_under_a_softcap(num_classes):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_classes", [5, 70, 1200, 5000])
-def test_a_logit_beyond_the_softcap_changes_no_bit_of_the_others(num_classes, dtype):
+def test_a_logit_beyond_the_softcap_changes_no_bit_of_the_others(device, num_classes, dtype):
     """The tangents of small logits are computed in another way where there are large ones near them."""
-    small = (torch.randn(7, num_classes) * 4 + 15).to(dtype)
+    small = (torch.randn(7, num_classes) * 4 + 15).to(device, dtype)
     small[:, 1] = -36  # the exponential of either is too small to show in the sum
     large = small.clone()
     large[:, 1] = -1e4
-    target = torch.tensor([0] * 6 + [num_classes - 1])
+    target = torch.tensor([0] * 6 + [num_classes - 1], device=device)
     found = []
     for logits in (small, large):
         leaf = logits.clone().requires_grad_()
@@ -168,19 +168,19 @@ DENSE = [name for name in TERMS if "focal" not in name and name != "all"]
 @pytest.mark.parametrize("terms", [TERMS[name] for name in DENSE] + [ALL_DENSE], ids=[*DENSE, "all"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_terms_of_dense_targets(dtype, shape, terms):
+def test_terms_of_dense_targets(device, dtype, shape, terms):
     num_classes = shape[1] if len(shape) > 1 else shape[0]
-    weight = torch.linspace(0.5, 2, num_classes).to(dtype)
+    weight = torch.linspace(0.5, 2, num_classes).to(device, dtype)
     for probability, weighted in itertools.product((False, True), repeat=2):
-        logits, target = problem(shape, dtype, probability)
+        logits, target = problem(shape, dtype, probability, device=device)
         check(logits, target, weight if weighted else None, label_smoothing=0.1, **terms)
 
 
 @pytest.mark.parametrize("probability", [False, True], ids=["indices", "probabilities"])
 @pytest.mark.parametrize("shape", [(13, 5), (20, 300), (5, 2500), (3, 21, 7, 3)], ids=str)
-def test_token_weights(shape, probability):
-    logits, target = problem(shape, probability=probability)
-    token_weight = torch.randn(logits.select(1, 0).shape)
+def test_token_weights(device, shape, probability):
+    logits, target = problem(shape, probability=probability, device=device)
+    token_weight = torch.randn(logits.select(1, 0).shape).to(device)
     token_weight.view(-1)[2] = 0
     for reduction, terms in itertools.product(("mean", "sum", "none"), ({}, ALL_DENSE)):
         check(logits, target, reduction=reduction, token_weight=token_weight, **terms)
@@ -224,9 +224,9 @@ def test_first_and_second_derivatives(shape, terms):
 @pytest.mark.parametrize("shape", [(13, 5), (9, 300), (5, 2500), (3, 21, 7, 3), (2, 130, 40)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
-def test_every_way_to_a_gradient_has_the_same_bits(shape, dtype, terms):
+def test_every_way_to_a_gradient_has_the_same_bits(device, shape, dtype, terms):
     """Made in the forward for this grad_output, made by the backward, and unreduced with an expanded grad_output."""
-    logits, target = problem(shape, dtype)
+    logits, target = problem(shape, dtype, device=device)
     gradients = []
     for reduction, times in (("sum", 1), ("sum", 2), ("none", 1)):
         for _ in range(times):
@@ -238,27 +238,28 @@ def test_every_way_to_a_gradient_has_the_same_bits(shape, dtype, terms):
 
 
 @pytest.mark.parametrize("terms", [TERMS["focal"], ALL_INDEX], ids=["focal", "all"])
-def test_focal_loss_of_confident_rows(terms):
+def test_focal_loss_of_confident_rows(device, terms):
     """Where nothing is left of 1 - p in float32."""
     for margin in (0.0, 15.0, 25.0, 60.0):
-        logits = torch.zeros(6, 40)
+        logits = torch.zeros(6, 40, device=device)
         logits[:, 7] = margin
-        target = torch.full((6,), 7)
+        target = torch.full((6,), 7, device=device)
         for reduction in ("sum", "none"):
             check(logits, target, reduction=reduction, **terms)
 
 
-def test_masked_logits():
-    logits, target = problem((6, 300))
+@pytest.mark.parametrize("shape", [(6, 30), (6, 300), (6, 3000), (1, 30, 6)], ids=str)
+def test_masked_logits(device, shape):
+    logits, target = problem(shape, device=device)
     logits[:, ::3] = float("-inf")
-    target[:] = torch.tensor([1, 2, 4, 5, 7, 8])
+    target.view(-1)[:] = torch.tensor([1, 2, 4, 5, 7, 8])
     for terms in ({"logit_scale": 0.5}, {"lse_square_scale": 1e-2}, {"focal_gamma": 2.0}, {"softcap": 5.0}):
         check(logits, target, **terms)
 
 
 @pytest.mark.parametrize("scales", [{"logit_scale": 1e-42}, {"logit_scale": -1e-42}], ids=str)
-def test_scales_that_float32_has_no_normal_number_for(scales):
-    logits, target = problem((20, 300))
+def test_scales_that_float32_has_no_normal_number_for(device, scales):
+    logits, target = problem((20, 300), device=device)
     leaf = logits.clone().requires_grad_()
     loss = cross_entropy(leaf, target, **scales)
     loss.backward()
@@ -268,8 +269,8 @@ def test_scales_that_float32_has_no_normal_number_for(scales):
     assert statistics.log_prob.isfinite().all()
 
 
-def test_no_term_is_torchs_loss_to_the_bit():
-    logits, target = problem((20, 300))
+def test_no_term_is_torchs_loss_to_the_bit(device):
+    logits, target = problem((20, 300), device=device)
     assert torch.equal(cross_entropy(logits, target), cross_entropy(logits, target, logit_scale=1, lse_square_scale=0))
 
 
@@ -296,10 +297,10 @@ def test_compiled_and_batched():
     torch.testing.assert_close(tangent, (gradient * logits).sum())
 
 
-def test_the_kernels_compute_it():
-    logits, target = problem((20, 300))
+def test_the_kernels_compute_it(device):
+    logits, target = problem((20, 300), device=device)
     fused_losses.routes(reset=True)
-    cross_entropy(logits, target, **ALL_INDEX, token_weight=torch.ones(20))
+    cross_entropy(logits, target, **ALL_INDEX, token_weight=torch.ones(20, device=device))
     assert fused_losses.routes()["cross_entropy"] == {"kernel": 1}
 
 

@@ -42,18 +42,32 @@ class Rounded(torch.autograd.Function):
 
 
 def by_torch(
-    input, linear_weight, target, *, linear_bias, token_weight=None, reduction="mean", rounded_to=None, **options
+    input,
+    linear_weight,
+    target,
+    *,
+    linear_bias,
+    token_weight=1,
+    reduction="mean",
+    rounded_to=None,
+    logit_scale=1.0,
+    softcap=None,
+    lse_square_scale=0.0,
+    **options,
 ):
     logits = F.linear(input, linear_weight, linear_bias)
     logits = logits if rounded_to is None else Rounded.apply(logits, rounded_to)
-    if token_weight is None:
-        return F.cross_entropy(logits, target, reduction=reduction, **options)
-    losses = F.cross_entropy(logits, target, reduction="none", **options) * token_weight
+    x = logits * logit_scale
+    x = x if softcap is None else softcap * torch.tanh(x / softcap)
+    losses = F.cross_entropy(x, target, reduction="none", **options)
+    counts = losses.new_ones(ROWS) if target.is_floating_point() else target != -100
+    losses = losses + torch.where(counts != 0, lse_square_scale * x.logsumexp(1) ** 2, 0)
+    losses = losses * token_weight
     if reduction == "none":
         return losses
     class_weight = options.get("weight")
-    weights = torch.ones_like(losses) if class_weight is None else class_weight[target.clamp(min=0)]
-    counts = losses.new_ones(ROWS) if target.is_floating_point() else target != -100
+    is_weighted = class_weight is not None and not target.is_floating_point()
+    weights = class_weight[target.clamp(min=0)] if is_weighted else torch.ones_like(losses)
     return losses.sum() / (torch.where(counts != 0, weights, 0).sum() if reduction == "mean" else 1)
 
 
@@ -73,6 +87,8 @@ OPTIONS = [
     {"weight": torch.linspace(0.5, 2, CLASSES)},
     {"weight": torch.linspace(0.5, 2, CLASSES), "label_smoothing": 0.1},
     {"token_weight": torch.linspace(-1, 1, ROWS)},  # 0 in the middle
+    {"logit_scale": -0.7, "lse_square_scale": 1e-2},
+    {"logit_scale": 1.4, "softcap": 3.0, "lse_square_scale": 1e-2, "label_smoothing": 0.1},
 ]
 
 
@@ -98,12 +114,13 @@ def test_every_option(device, dtype, reduction, by_probability, options):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_the_logits_are_never_there_and_what_counts_not_is_left_out(device, reduction):
+@pytest.mark.parametrize("terms", [{}, {"softcap": 3.0, "lse_square_scale": 1e-2}], ids=["plain", "terms"])
+def test_the_logits_are_never_there_and_what_counts_not_is_left_out(device, reduction, terms):
     leaves, target = problem(device)
     leaves[0][1] = float("nan")
     fused_losses.routes(reset=True)
     grad_output = torch.ones(ROWS if reduction == "none" else (), device=device)
-    found = outcome(linear_cross_entropy, leaves, target, grad_output, reduction=reduction)
+    found = outcome(linear_cross_entropy, leaves, target, grad_output, reduction=reduction, **terms)
     assert fused_losses.routes() == {"linear_cross_entropy": {"kernel": 1}}
     assert all(tensor.isfinite().all() for tensor in found)
 
@@ -151,6 +168,7 @@ def test_the_host_waits_for_nothing_but_the_number_of_rows(device, monkeypatch):
         {"reduction": "sum"},
         {"token_weight": torch.ones(ROWS, device=device)},
         {"label_smoothing": 0.1},
+        {"softcap": 3.0, "lse_square_scale": 1e-2},
     ):
         loss = linear_cross_entropy(*leaves[:2], target, linear_bias=leaves[2], **options)
         torch.autograd.grad(loss, leaves)

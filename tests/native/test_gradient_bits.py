@@ -148,6 +148,25 @@ def test_rescaling_cross_entropy(device: str, dtype: torch.dtype, kind: str) -> 
         assert torch.equal(gradient, rescaled)
 
 
+TERMS = ((-0.7, 0.0, 1e-2, 0.0), (1.4, 3.0, 1e-2, 0.0))  # logit_scale, softcap, lse_square_scale, focal_gamma
+FOCAL_TERMS = ((1.0, 0.0, 0.0, 1.5), (1.4, 3.0, 1e-2, 0.5))
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("device", ["emulated"], indirect=True)
+def test_rescaling_cross_entropy_with_terms(device: str, dtype: torch.dtype, kind: str) -> None:
+    for shape in EMULATED_SHAPES:
+        logits, target, weight, smoothing = cross_entropy_problem(shape, dtype, kind)
+        arguments = (logits, target, weight, MEAN, -100, smoothing, False)
+        takes_focal_terms = smoothing == 0 and not target.is_floating_point()
+        for terms in TERMS + (FOCAL_TERMS if takes_focal_terms else ()):
+            _, rescaled = _ops.cross_entropy_with_gradient(*arguments, 1.0, *terms)
+            _ops.cross_entropy_rescale_gradient(scalar(SCALE, dtype), rescaled, *arguments, *terms)
+            _, gradient = _ops.cross_entropy_with_gradient(*arguments, SCALE, *terms)
+            assert torch.equal(gradient, rescaled)
+
+
 @pytest.mark.parametrize("dtypes", elementwise_dtypes(), ids=str)
 @pytest.mark.parametrize("name", ELEMENTWISE)
 @pytest.mark.parametrize("device", ["emulated"], indirect=True)

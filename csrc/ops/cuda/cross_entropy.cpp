@@ -14,7 +14,7 @@ class Call : public CrossEntropyProblem {
   Call(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
        const CrossEntropyOptions& options, bool wants_gradient)
       : CrossEntropyProblem(logits, target, class_weight, options, wants_gradient), scope_(logits), scratch_(logits) {
-    if (!options.is_plain()) refuse("there are no CUDA kernels for the terms of a row");
+    params.softcap = options.softcap;
     if (params.logits_layout.class_stride != 1 && params.num_classes > INT32_MAX) {
       refuse("2^31 classes and more along a strided axis");
     }
@@ -72,8 +72,12 @@ class Call : public CrossEntropyProblem {
 
 void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, const Tensor& logits, const Tensor& target,
                       const std::optional<Tensor>& class_weight, int64_t reduction, int64_t ignore_index,
-                      double label_smoothing, bool promote) {
-  Call call(logits, target, class_weight, {to_reduction(reduction), ignore_index, label_smoothing, promote}, true);
+                      double label_smoothing, bool promote, double logit_scale, double softcap, double lse_square_scale,
+                      double focal_gamma) {
+  const CrossEntropyOptions options{
+      to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
+      lse_square_scale,        focal_gamma};
+  Call call(logits, target, class_weight, options, true);
   call.set_grad_output(grad_output);
   call.set_gradient(gradient);
   call.params.mode = CrossEntropyMode::LossAndGradient;

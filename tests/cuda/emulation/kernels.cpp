@@ -3,8 +3,8 @@
 //
 //   kernels ORDER SEED [SECTION [DTYPE]]
 //
-// SECTION: cross_entropy, nll_loss, binary_cross_entropy, token_statistics, reductions, refusals or all. Prints what is
-// not as it should be, and exits with 1.
+// SECTION: cross_entropy, cross_entropy_terms, nll_loss, binary_cross_entropy, token_statistics, reductions, refusals
+// or all. Prints what is not as it should be, and exits with 1.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -36,6 +36,7 @@ struct Section {
 };
 constexpr Section kSections[] = {
     {"cross_entropy", [](DType dtype) { CrossEntropyCases(dtype).run(); }},
+    {"cross_entropy_terms", [](DType dtype) { CrossEntropyTermsCases(dtype).run(); }},
     {"binary_cross_entropy", check_binary_losses},
     {"nll_loss", check_nll_losses},
     {"token_statistics", check_token_statistics},

@@ -1,4 +1,5 @@
-// Cross-entropy in every mode, against Note [Target mass] of core/cross_entropy.h in plain loops of doubles.
+// Cross-entropy in every mode, against Note [Target mass] and Note [Terms of a row] of core/cross_entropy.h in plain
+// loops of doubles.
 #pragma once
 
 #include <algorithm>
@@ -26,6 +27,10 @@ struct CrossEntropyCase {
   int64_t logits_gap = 0;  // elements between adjacent rows, or between adjacent inner axes
   int64_t gradient_gap = 0;
   int64_t outer_gap = 0;  // elements between the last inner axis of an outer index and the first of the next
+  double logit_scale = 1;
+  double softcap = 0;
+  double lse_square_scale = 0;
+  double focal_gamma = 0;
 
   int64_t positions() const { return outer * inner; }
 
@@ -42,14 +47,16 @@ struct CrossEntropyCase {
 
   std::string name() const {
     constexpr const char* kKinds[] = {"index", "smoothed", "probability"};
-    char text[280];
+    char text[400];
     std::snprintf(
         text, sizeof text,
-        "%s cross_entropy [%lld, %lld, %lld] %s %s%s smoothing=%g past alignment=%lld,%lld gaps=%lld,%lld,%lld",
+        "%s cross_entropy [%lld, %lld, %lld] %s %s%s smoothing=%g past alignment=%lld,%lld gaps=%lld,%lld,%lld "
+        "scale=%g softcap=%g z-loss=%g focal=%g",
         name_of(dtype), static_cast<long long>(outer), static_cast<long long>(classes), static_cast<long long>(inner),
         contiguous_classes ? "rows" : "inner", kKinds[static_cast<int>(kind)], weighted ? " weighted" : "",
         label_smoothing, static_cast<long long>(logits_past_alignment), static_cast<long long>(gradient_past_alignment),
-        static_cast<long long>(logits_gap), static_cast<long long>(gradient_gap), static_cast<long long>(outer_gap));
+        static_cast<long long>(logits_gap), static_cast<long long>(gradient_gap), static_cast<long long>(outer_gap),
+        logit_scale, softcap, lse_square_scale, focal_gamma);
     return text;
   }
 };
@@ -109,6 +116,10 @@ class CrossEntropyCheck {
     parameters_.gradient_layout = gradient_layout_;
     parameters_.label_smoothing = case_.label_smoothing;
     parameters_.gradient_scale = 1;
+    parameters_.logit_scale = case_.logit_scale;
+    parameters_.softcap = case_.softcap;
+    parameters_.lse_square_scale = case_.lse_square_scale;
+    parameters_.focal_gamma = case_.focal_gamma;
     parameters_.target = targets_.parameters();
     if (is_probability()) {
       parameters_.target.data = nullptr;
@@ -137,26 +148,49 @@ class CrossEntropyCheck {
     return (point + (case_.kind == TargetKind::SmoothedIndex ? uniform : 0)) * targets_.weight(c);
   }
 
+  double x(int64_t position, int64_t c) const {
+    const double scaled = case_.logit_scale * logits_[logit_offset(position, c)];
+    return case_.softcap == 0 ? scaled : case_.softcap * std::tanh(scaled / case_.softcap);
+  }
+  double x_by_logit(int64_t position, int64_t c) const {
+    const double in_cap = case_.softcap == 0 ? 0 : x(position, c) / case_.softcap;
+    return case_.logit_scale * (1 - in_cap * in_cap);
+  }
+  // What the kernels save of the largest x: see Note [Units] in cuda/cross_entropy_terms.cuh.
+  double unit_of(double x) const { return x / (case_.softcap == 0 ? std::fabs(case_.logit_scale) : case_.softcap); }
+
   void compute_expected() {
     divisor_ = !case_.mean ? 1 : is_probability() ? static_cast<double>(case_.positions()) : targets_.denominator();
     gradients_.resize(static_cast<size_t>(case_.positions() * case_.classes));
     for (int64_t position = 0; position < case_.positions(); ++position) {
       double max = -INFINITY;
-      for (int64_t c = 0; c < case_.classes; ++c) max = std::max(max, logits_[logit_offset(position, c)]);
+      for (int64_t c = 0; c < case_.classes; ++c) max = std::max(max, x(position, c));
       double sum = 0;
       double total_mass = 0;
       for (int64_t c = 0; c < case_.classes; ++c) {
-        sum += std::exp(logits_[logit_offset(position, c)] - max);
+        sum += std::exp(x(position, c) - max);
         total_mass += mass(position, c);
       }
+      const double log_sum_exp = max + std::log(sum);
       double loss = 0;
+      for (int64_t c = 0; c < case_.classes; ++c) loss -= mass(position, c) * (x(position, c) - log_sum_exp);
+      // By the product rule: the derivative of the masses' loss times the focal factor, and the factor's own.
+      const bool counts = is_probability() || !targets_.ignored(position);
+      const bool has_focal_factor = counts && case_.focal_gamma != 0;
+      const double p = has_focal_factor ? std::exp(x(position, targets_.at(position)) - log_sum_exp) : 0;
+      const double factor = has_focal_factor ? std::pow(1 - p, case_.focal_gamma) : 1;
+      const double slope = has_focal_factor ? -case_.focal_gamma * std::pow(1 - p, case_.focal_gamma - 1) * p : 0;
       for (int64_t c = 0; c < case_.classes; ++c) {
-        const double log_probability = logits_[logit_offset(position, c)] - max - std::log(sum);
-        loss -= mass(position, c) * log_probability;
-        gradient(position, c) = total_mass * std::exp(log_probability) - mass(position, c);
+        const double p_c = std::exp(x(position, c) - log_sum_exp);
+        double by_x = factor * (total_mass * p_c - mass(position, c));
+        if (has_focal_factor) by_x += loss * slope * ((c == targets_.at(position) ? 1 : 0) - p_c);
+        if (counts) by_x += 2 * case_.lse_square_scale * log_sum_exp * p_c;
+        gradient(position, c) = by_x * x_by_logit(position, c);
       }
+      loss *= factor;
+      if (counts) loss += case_.lse_square_scale * log_sum_exp * log_sum_exp;
       losses_.push_back(loss);
-      maxima_.push_back(max);
+      maxima_.push_back(unit_of(max));
       sums_.push_back(sum);
       masses_.push_back(total_mass);
       total_loss_ += loss;
@@ -215,7 +249,8 @@ class CrossEntropyCheck {
       const size_t position = static_cast<size_t>(i);
       expect_close("loss", i, losses[i], losses_[position], tolerance);
       if (!is_probability() && targets_.ignored(i)) continue;  // its statistics may be anything
-      expect_close("maximum", i, row_max_[i], maxima_[position], {0, 0});
+      const bool is_rounded = case_.logit_scale != 1 || case_.softcap != 0;
+      expect_close("maximum", i, row_max_[i], maxima_[position], is_rounded ? tolerance : Tolerance{0, 0});
       expect_close("sum of exponentials", i, row_sum_[i], sums_[position], tolerance_of(accumulation_, 0));
       if (is_probability()) expect_close("mass", i, row_mass_[i], masses_[position], tolerance);
     }

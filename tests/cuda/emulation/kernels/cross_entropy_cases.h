@@ -142,4 +142,59 @@ class CrossEntropyCases {
   int64_t packet_;
 };
 
+// Terms of a row: every kernel that takes them, with one term at a time and all of them.
+class CrossEntropyTermsCases {
+ public:
+  explicit CrossEntropyTermsCases(DType dtype) : dtype_(dtype), packet_(packet_elements(dtype)) {}
+
+  void run() const {
+    // Rows of 4 and 32 lanes and of a block, the last ones of a geometry and the first.
+    for (const int64_t classes : {int64_t{1}, int64_t{5}, 9 * packet_ - 1, 9 * packet_ + 1, 257 * packet_ - 1}) {
+      with_every_term({dtype_, classes < 100 ? 65 : 5, classes});
+    }
+    for (const int64_t packets : {300, 600, 3100}) {
+      CrossEntropyCase last{dtype_, 3, packets * packet_ + 3};
+      last.logits_past_alignment = packet_ - 1;
+      last.logit_scale = -1.25;
+      last.softcap = 3;
+      last.lse_square_scale = 0.01;
+      for (const int kind : {1, 3, 4}) run(last, kind);
+      last.softcap = 0;
+      last.focal_gamma = 1.5;
+      run(last, 0);
+    }
+    // Images: chunks with a tail, and single positions.
+    with_every_term({dtype_, 2, 7, 12, false});
+    with_every_term({dtype_, 2, 10, 7, false});
+  }
+
+ private:
+  static void run(CrossEntropyCase test, int kind) {
+    set_kind(test, kind);
+    CrossEntropyCheck(test).run();
+  }
+
+  static void with_every_term(const CrossEntropyCase& plain) {
+    CrossEntropyCase test = plain;
+    test.logit_scale = -0.75;
+    run(test, 0);
+    run(test, 3);
+    test.softcap = 2;
+    for (int kind = 0; kind < kNumKinds; ++kind) run(test, kind);
+    test = plain;
+    test.lse_square_scale = 0.02;
+    for (int kind = 0; kind < kNumKinds; ++kind) run(test, kind);
+    test = plain;
+    test.focal_gamma = 2;
+    run(test, 0);
+    test.logit_scale = 1.5;
+    test.softcap = 3;
+    test.lse_square_scale = 0.02;
+    run(test, 1);
+  }
+
+  DType dtype_;
+  int64_t packet_;
+};
+
 }  // namespace fused_losses::kernel_checks
