@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from ..operators.class_axis import accumulation_dtype
-from ..operators.registration import NONE, REDUCTIONS
+from ..operators.registration import NONE, REDUCTIONS, SUM
 from ..routing import is_served, without_waiting_wrapper
 from .local_losses import LOSSES, LocalLoss
 from .sum_over_rows import sum_over_rows
@@ -46,6 +46,8 @@ def refusal(
                 return "the tensors are on several meshes"
         elif not _is_replicated_implicitly(tensor):
             return "not all tensors are DTensors"
+        if tensor.device != input.device:
+            return "the tensors are on several devices"
         if tensor.requires_grad and torch.is_grad_enabled():
             return "a target or weight requires a gradient"
     loss = LOSSES[name]
@@ -85,7 +87,7 @@ def loss_of_rows(
     num_terms = loss.num_terms(input, target) if reduction == "mean" else 1.0
 
     def sum_and_denominator() -> tuple[Tensor, Tensor]:
-        total = loss.compute(rows, indices, own_weights, REDUCTIONS["sum"], options)
+        total = loss.compute(rows, indices, own_weights, SUM, options)
         if num_terms is not None:
             return total, torch.zeros_like(total)
         return total, loss.denominator(rows, indices, own_weights, options).to(total.dtype)
