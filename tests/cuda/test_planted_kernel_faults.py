@@ -194,8 +194,8 @@ FAULTS = {
     "inner_chunk_past_the_end": in_cross_entropy(
         edit(
             "cross_entropy_inner.cuh",
-            "if (count >= kPositions) {\n        const auto chunk",
-            "if (count > 0) {\n        const auto chunk",
+            "if (count >= kPositions) {\n      result.chunk_",
+            "if (count > 0) {\n      result.chunk_",
         ),
         ("address", "ascending", OVERFLOW),
     ),
