@@ -133,10 +133,8 @@ def contenders(problem: Problem, emulated: bool, peers: dict[str, LinearLoss]) -
         if problem.unfused_bytes() <= most_unfused_bytes(problem.input.device):
             found["torch, unfused"] = unfused
             found["ours on F.linear"] = fused_loss_alone
-        if hasattr(torch.nn, "LinearCrossEntropyOptions"):
-            found["torch, options"] = torchs_chunks
         found |= {name: peer(function) for name, function in peers.items()}
-    elif hasattr(torch.nn, "LinearCrossEntropyOptions"):
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
         found["torch, options"] = torchs_chunks
     return found
 
