@@ -77,9 +77,9 @@ def test_without_the_library_tensors_of_a_gpu_are_left_to_torch(monkeypatch):
 
     monkeypatch.setattr(routing, "_PLAIN_TYPES", frozenset({OnGPU}))
     monkeypatch.setattr(routing, "_HAS_CUDA", False)
-    assert not routing._is_served(OnGPU())
+    assert not routing.is_served(OnGPU())
     monkeypatch.setattr(routing, "_HAS_CUDA", True)
-    assert routing._is_served(OnGPU())
+    assert routing.is_served(OnGPU())
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a CUDA build")
