@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
-from torch import Tensor
 from trl.trainer import utils
 
 from .. import trl_functions
@@ -19,31 +20,25 @@ __all__ = [
     "selective_log_softmax_and_entropy",
 ]
 
-# What stands for TRL's functions are functions of this module, so that disable() finds no other holder of ours.
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 
-def selective_log_softmax(
-    logits: Tensor, index: Tensor, temperature: float = 1.0, row_mask: Tensor | None = None
-) -> Tensor:
-    """TRL's function of this name: see :func:`fused_losses.functional.selective_log_softmax`."""
-    return trl_functions.selective_log_softmax(logits, index, temperature, row_mask)
+def _in_trl(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """A function of this module that stands for TRL's of this name, so that disable() finds no other holder of ours."""
+
+    @functools.wraps(function)
+    def standing_in(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        return function(*args, **kwargs)
+
+    standing_in.__module__ = __name__
+    standing_in.__doc__ = f"TRL's function of this name: see :func:`fused_losses.functional.{function.__name__}`."
+    return standing_in
 
 
-def selective_log_softmax_and_entropy(
-    logits: Tensor,
-    index: Tensor,
-    entropy_requires_grad: bool = True,
-    temperature: float = 1.0,
-    row_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """TRL's function of this name: see :func:`fused_losses.functional.selective_log_softmax_and_entropy`."""
-    return trl_functions.selective_log_softmax_and_entropy(logits, index, entropy_requires_grad, temperature, row_mask)
-
-
-def entropy_from_logits(logits: Tensor, chunk_size: int = 128) -> Tensor:
-    """TRL's function of this name: see :func:`fused_losses.functional.entropy_from_logits`."""
-    return trl_functions.entropy_from_logits(logits, chunk_size)
-
+selective_log_softmax = _in_trl(trl_functions.selective_log_softmax)
+selective_log_softmax_and_entropy = _in_trl(trl_functions.selective_log_softmax_and_entropy)
+entropy_from_logits = _in_trl(trl_functions.entropy_from_logits)
 
 # An older TRL has no function for both at once.
 _PAIRS: list[tuple[Any, Any]] = [

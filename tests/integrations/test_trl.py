@@ -1,5 +1,7 @@
 """TRL's functions over their options, and where they are replaced."""
 
+import inspect
+import pickle
 import sys
 import types
 
@@ -10,6 +12,7 @@ pytest.importorskip("trl", reason="trl is not installed")
 
 from trl.trainer import utils
 
+import fused_losses
 from fused_losses.integrations import trl as bridge
 
 # In a tuple: enable() finds what is a global.
@@ -83,6 +86,16 @@ def test_entropy_from_logits(dtype, shape):
     logits = (3 * torch.randn(*shape, 41)).to(dtype)
     stock = result(STOCK[1], logits, chunk_size=7)
     assert_close(result(bridge.entropy_from_logits, logits, chunk_size=7), stock, dtype)
+
+
+def test_their_signatures_are_trls_and_they_are_pickled_by_name():
+    def defaults(function):
+        return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+    for stock in STOCK:
+        ours = getattr(bridge, stock.__name__)
+        assert pickle.loads(pickle.dumps(ours)) is ours is not getattr(fused_losses.functional, stock.__name__)
+        assert defaults(ours).items() >= defaults(stock).items()
 
 
 def test_a_temperature_that_is_not_positive_raises():
