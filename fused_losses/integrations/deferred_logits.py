@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from ..functional import cross_entropy, linear_cross_entropy
 from ..routing import HALF_DTYPES
@@ -23,7 +25,7 @@ _TANH = {Tensor.tanh, torch.tanh}
 _KNOWN = {
     *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.is_floating_point),
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad", "layout")),
-    *(getattr(Tensor, name).__get__ for name in ("is_cuda", "is_cpu")),
+    *(getattr(Tensor, name).__get__ for name in ("is_cuda", "is_cpu", "_base")),
     *(Tensor.__len__, Tensor.is_complex, torch.is_floating_point, torch.numel),
 }
 
@@ -41,6 +43,15 @@ class _Layer(NamedTuple):
             dtype = self.input.dtype
         return torch.autocast(self.input.device.type, dtype=dtype, enabled=dtype is not None)
 
+    def check_memory(self) -> None:
+        weight = self.weight
+        if type(weight) in (Tensor, nn.Parameter) and weight.numel() and not weight.untyped_storage().size():
+            raise RuntimeError(
+                "the weight of the head has no memory now: fully_shard freed it after the forward in which the head "
+                "was called. Compute the loss and read the logits before, in the model's forward, or call "
+                "set_reshard_after_forward(False, recurse=False) of the module that is sharded with the head"
+            )
+
 
 class DeferredLogits(Tensor):
     """``linear(input, weight, bias)``, perhaps scaled and capped, as a tensor without memory.
@@ -53,6 +64,8 @@ class DeferredLogits(Tensor):
     _layer: _Layer
     _operations: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...]
     _logits: Tensor | None
+    _hooks: dict[int, Callable[[Tensor], Any]]
+    """Of FSDP: they gather the weight, so they run before the layer's backward, whether there are logits or not."""
 
     @staticmethod
     def __new__(
@@ -60,6 +73,7 @@ class DeferredLogits(Tensor):
         layer: _Layer,
         dtype: torch.dtype,
         operations: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...] = (),
+        hooks: dict[int, Callable[[Tensor], Any]] | None = None,
     ) -> DeferredLogits:
         deferred: DeferredLogits = Tensor._make_wrapper_subclass(
             cls,
@@ -69,6 +83,7 @@ class DeferredLogits(Tensor):
             requires_grad=any(t is not None and t.requires_grad for t in layer[:3]),
         )
         deferred._layer, deferred._operations, deferred._logits = layer, operations, None
+        deferred._hooks = OrderedDict() if hooks is None else hooks
         return deferred
 
     @classmethod
@@ -82,13 +97,20 @@ class DeferredLogits(Tensor):
     def made(self) -> Tensor:
         """The logits."""
         if self._logits is None:
+            self._layer.check_memory()
             with torch.enable_grad():  # whoever asks first: another may differentiate them
                 with self._layer.autocast():
                     logits = F.linear(*self._layer[:3])
                 for function, arguments in self._operations:
                     logits = function(logits, *arguments)
-            self._logits = logits
+            self._logits = self.hooked(logits)
         return self._logits
+
+    def hooked(self, result: Tensor) -> Tensor:
+        """The logits or their loss."""
+        for hook in self._hooks.values() if result.requires_grad else ():
+            result.register_hook(hook)  # type: ignore[no-untyped-call]
+        return result
 
     def scale_and_softcap(self) -> tuple[float, float | None] | None:
         """``logit_scale`` and ``softcap`` of the operations so far, or ``None``: these are others, or made already."""
@@ -119,7 +141,11 @@ class DeferredLogits(Tensor):
                     return self
                 if _is_deferrable(func, args):
                     dtype = torch.float32 if _is_float(func, args) else self.dtype
-                    return cls(self._layer, dtype, (*self._operations, (func, args[1:])))
+                    return cls(self._layer, dtype, (*self._operations, (func, args[1:])), self._hooks)
+                if func is Tensor.register_hook and _is_of_fsdp(args[1]):
+                    handle = RemovableHandle(self._hooks)
+                    self._hooks[handle.id] = args[1]
+                    return handle
         return func(*_made(args), **_made(kwargs or {}))
 
     @classmethod
@@ -142,14 +168,22 @@ def _is_deferrable(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     return is_scale or _is_float(func, args)
 
 
+def _is_of_fsdp(hook: Any) -> bool:
+    return type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp.")
+
+
 class DeferringLinear(nn.Linear):
     """A linear layer whose result is :class:`DeferredLogits` in training, and as before in evaluation.
 
-    Made by giving a layer this class. Under ``no_grad`` and ``torch.compile`` it is a linear layer as before.
+    Made by giving a layer this class; fully_shard gives it one that extends this. Under ``no_grad`` and
+    ``torch.compile`` it is a linear layer as before.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            keep_weight = getattr(self, "set_reshard_after_forward", None)  # where fully_shard was given this layer
+            if keep_weight is not None:
+                keep_weight(False, recurse=False)  # the loss is yet to read it
             return DeferredLogits.of(input, self.weight, self.bias)
         return super().forward(input)
 
@@ -175,11 +209,12 @@ def float32_cross_entropy(
         terms = logits.scale_and_softcap()
         if terms is not None:
             layer = logits._layer
+            layer.check_memory()
             input = layer.input.reshape(-1, layer.input.shape[-1])
             options.update(logit_scale=terms[0], softcap=terms[1])
             with layer.autocast(float32_loss=True):
                 loss = linear_cross_entropy(input, layer.weight, target, linear_bias=layer.bias, **options)
-            return loss.float()
+            return logits.hooked(loss).float()
         logits = logits.made()
     logits = logits.reshape(-1, logits.shape[-1])
     if logits.dtype == torch.float64:
