@@ -1,4 +1,4 @@
-"""TRL: ``selective_log_softmax``, ``entropy_from_logits`` and both at once from one sweep, in all of its trainers."""
+"""TRL: heads without logits, ``selective_log_softmax``, ``entropy_from_logits``, both at once, in its trainers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from trl.trainer import utils
 
 from .. import trl_functions
 from ..held_functions import exchange_everywhere
+from .trl_heads import head_function
 
 __all__ = [
     "disable",
@@ -46,12 +47,18 @@ _PAIRS: list[tuple[Any, Any]] = [
     for function in (selective_log_softmax, entropy_from_logits, selective_log_softmax_and_entropy)
     if hasattr(utils, function.__name__)
 ]
+# Nor has it a head that makes no logits.
+if hasattr(utils, "_ChunkedLogProbFunction"):
+    _PAIRS.append((utils._ChunkedLogProbFunction, head_function(utils._ChunkedLogProbFunction)))
 
 
 def enable() -> None:
     """Replace these functions in TRL, and in every loaded module that imported them by name.
 
-    TRL's own Triton kernels, where they would serve, are bypassed. May be called any number of times.
+    In TRL 1.16 the trainers of DPO, GRPO, KTO, RLOO and SFT ask a head that makes no logits for its
+    log-probabilities: :func:`fused_losses.functional.linear_token_statistics` computes them, also in trainers that
+    there are already. TRL's own Triton kernels, where they would serve, are bypassed. May be called any number of
+    times.
     """
     exchange_everywhere(_PAIRS)
 
