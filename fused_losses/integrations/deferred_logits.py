@@ -35,6 +35,7 @@ class _Layer(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     autocast_dtype: torch.dtype | None
+    versions: tuple[int, ...]
 
     def autocast(self, *, float32_loss: bool = False) -> AbstractContextManager[Any]:
         """As it was when the layer was called: its loss may be asked for elsewhere."""
@@ -42,15 +43,6 @@ class _Layer(NamedTuple):
         if dtype is None and float32_loss and self.input.dtype in HALF_DTYPES:
             dtype = self.input.dtype
         return torch.autocast(self.input.device.type, dtype=dtype, enabled=dtype is not None)
-
-    def check_memory(self) -> None:
-        weight = self.weight
-        if type(weight) in (Tensor, nn.Parameter) and weight.numel() and not weight.untyped_storage().size():
-            raise RuntimeError(
-                "the weight of the head has no memory now: fully_shard freed it after the forward in which the head "
-                "was called. Compute the loss and read the logits before, in the model's forward, or call "
-                "set_reshard_after_forward(False, recurse=False) of the module that is sharded with the head"
-            )
 
 
 class DeferredLogits(Tensor):
@@ -92,12 +84,12 @@ class DeferredLogits(Tensor):
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if input.dtype == torch.float64:
             autocast = None
-        return cls(_Layer(input, weight, bias, autocast), autocast or input.dtype)
+        return cls(_Layer(input, weight, bias, autocast, _versions(input, weight, bias)), autocast or input.dtype)
 
     def made(self) -> Tensor:
         """The logits."""
         if self._logits is None:
-            self._layer.check_memory()
+            self.check_layer()
             with torch.enable_grad():  # whoever asks first: another may differentiate them
                 with self._layer.autocast():
                     logits = F.linear(*self._layer[:3])
@@ -105,6 +97,20 @@ class DeferredLogits(Tensor):
                     logits = function(logits, *arguments)
             self._logits = self.hooked(logits)
         return self._logits
+
+    def check_layer(self) -> None:
+        """That it is what it was when it was called."""
+        if _versions(*self._layer[:3]) != self._layer.versions:
+            raise RuntimeError(
+                "the weight of the head or its input was changed in place since: read the logits and compute their "
+                "loss before the optimizer's step, or use `integrations.transformers.unfused_linear_head`"
+            )
+        if self._hooks and not self._layer.weight.untyped_storage().size():
+            raise RuntimeError(
+                "the weight of the head has no memory now: fully_shard freed it after the forward in which the head "
+                "was called. Compute the loss and read the logits before, in the model's forward, or call "
+                "set_reshard_after_forward(False, recurse=False) of the module that is sharded with the head"
+            )
 
     def hooked(self, result: Tensor) -> Tensor:
         """The logits or their loss."""
@@ -168,6 +174,10 @@ def _is_deferrable(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     return is_scale or _is_float(func, args)
 
 
+def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
+    return tuple(tensor._version for tensor in tensors if tensor is not None and not tensor.is_inference())
+
+
 def _is_of_fsdp(hook: Any) -> bool:
     return type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp.")
 
@@ -208,8 +218,8 @@ def float32_cross_entropy(
     if isinstance(logits, DeferredLogits):
         terms = logits.scale_and_softcap()
         if terms is not None:
+            logits.check_layer()
             layer = logits._layer
-            layer.check_memory()
             input = layer.input.reshape(-1, layer.input.shape[-1])
             options.update(logit_scale=terms[0], softcap=terms[1])
             with layer.autocast(float32_loss=True):
