@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .operators.class_axis import FLOAT_DTYPES, accumulation_dtype
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
-from .routing import is_autocast, promotes
+from .routing import HALF_DTYPES, is_autocast, promotes
 
 __all__ = ["LinearLayer", "autocast_cast", "checked_layer"]
 
@@ -37,6 +37,8 @@ class LinearLayer(NamedTuple):
         return (*self.input.shape[:-1], *self.inner)
 
     def holds_probabilities(self, target: Tensor) -> bool:
+        if target.dim() != self.input.dim() + self.weight.dim() - 2:
+            return False
         return target.shape == (*self.input.shape[:-1], self.num_classes, *self.inner)
 
     def num_rows(self) -> int:
@@ -63,12 +65,14 @@ class LinearLayer(NamedTuple):
             return input, weight, bias
         return autocast_cast(input), autocast_cast(weight), None if bias is None else autocast_cast(bias)
 
+    def logits_dtype(self) -> torch.dtype:
+        input = self.input
+        return torch.get_autocast_dtype(input.device.type) if _is_cast(input) else input.dtype
+
     def stand_in(self) -> Tensor:
         """No logits, but of their shape and type."""
-        input = self.input
-        dtype = torch.get_autocast_dtype(input.device.type) if _is_cast(input) else input.dtype
         sizes = (self.num_rows(), self.num_classes, *([math.prod(self.inner)] if self.inner else []))
-        return input.new_empty((1,), dtype=dtype).expand(sizes)
+        return self.input.new_empty((1,), dtype=self.logits_dtype()).expand(sizes)
 
     def refusal_of_types(self) -> str | None:
         """Why no layer of these types is computed here, or ``None``; under autocast those that it casts are one."""
@@ -93,9 +97,10 @@ class LinearLayer(NamedTuple):
         )
 
     def loss_dtype(self, target: Tensor) -> torch.dtype:
-        logits = self.stand_in()
-        by_probability = target.is_floating_point() and target.dtype != logits.dtype
-        return accumulation_dtype(logits.dtype) if promotes(logits) or by_probability else logits.dtype
+        dtype = self.logits_dtype()
+        is_promoted = dtype in HALF_DTYPES and is_autocast(self.input)
+        by_probability = target.is_floating_point() and target.dtype != dtype
+        return accumulation_dtype(dtype) if is_promoted or by_probability else dtype
 
 
 def _is_cast(tensor: Tensor) -> bool:

@@ -124,7 +124,7 @@ def linear_cross_entropy(
         )
     terms = row_terms(logit_scale, softcap, lse_square_scale, 0.0)
     layer = checked_layer(input, linear_weight, linear_bias)
-    if layer.holds_probabilities(target) and ignore_index is not None:
+    if ignore_index is not None and layer.holds_probabilities(target):
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
     plain = (target, weight, reduction, _IGNORE_INDEX if ignore_index is None else ignore_index, label_smoothing)
     chunk_rows = _chunk_rows(options, layer, target, label_smoothing)

@@ -134,13 +134,12 @@ class LinearChunks:
             logits_into(logits[:, begin:end], bias, rows, weight)
         return logits.view(rows.shape[0], *self._shape)
 
-    def input_gradient(self, logit_gradient: Tensor) -> Tensor:
+    def input_gradient_into(self, out: Tensor, logit_gradient: Tensor) -> None:
         """The chunk's rows of the gradient of the input, in the type of computation."""
-        sizes = (logit_gradient.shape[0], self.weight.shape[1])
-        result = logit_gradient.new_zeros(sizes, dtype=self.dtype)  # also of no classes
+        if not self.weight.shape[0]:
+            out.zero_()
         for begin, end, weight in self._weight_blocks():
-            add_product(result, logit_gradient[:, begin:end], weight, is_first=False)
-        return result
+            add_product(out, logit_gradient[:, begin:end], weight, is_first=begin == 0)
 
     def _weight_blocks(self) -> Iterator[tuple[int, int, Tensor]]:
         """See Note [Types of the products]. A weight of their type is one block."""
@@ -173,12 +172,20 @@ class LinearGradients:
     def add(self, chunk: Chunk, rows: Tensor, logit_gradient: Tensor) -> None:
         logit_gradient = logit_gradient.flatten(1)
         if self.input is not None:
-            chunk.put(self.input, self._chunks.input_gradient(logit_gradient))
+            self._put_input(self.input, chunk, logit_gradient)
         if self.weight is not None:
             add_product(self.weight, logit_gradient.t(), rows, is_first=self._is_first)
         if self.bias is not None:
             self.bias += logit_gradient.sum(0, dtype=self.bias.dtype)
         self._is_first = False
+
+    def _put_input(self, total: Tensor, chunk: Chunk, logit_gradient: Tensor) -> None:
+        if chunk.where is None:
+            self._chunks.input_gradient_into(chunk.take(total), logit_gradient)
+        else:
+            part = total.new_empty(chunk.end - chunk.begin, total.shape[1])
+            self._chunks.input_gradient_into(part, logit_gradient)
+            chunk.put(total, part)
 
     def total(self) -> list[Tensor | None]:
         if self._is_first and self.weight is not None:

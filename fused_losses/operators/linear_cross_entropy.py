@@ -44,7 +44,8 @@ class LinearLossOptions(NamedTuple):
 
 def autocast_is_off(device_type: str) -> AbstractContextManager[Any]:
     """A block without autocast, which meta tensors have none of: its rules were applied to what it computes with."""
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+    is_on = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if is_on else nullcontext()
 
 
 def counting_rows(target: Tensor, ignore_index: int) -> Tensor | None:
