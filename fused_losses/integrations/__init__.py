@@ -34,7 +34,7 @@ _EFFECTS = {
     "transformers": "enable() gives models and Trainer's label smoothing fused losses that copy no 16-bit logits; "
     "fused_linear_head(model) trains without the logits",
     "timm": "enable() and convert() give its LabelSmoothing-, SoftTarget-, Jsd- and BinaryCrossEntropy fused losses",
-    "trl": "enable() replaces selective_log_softmax, entropy_from_logits and both at once",
+    "trl": "enable() replaces its heads without logits, selective_log_softmax, entropy_from_logits and both at once",
     "torchvision": "enable() replaces sigmoid_focal_loss, in its detection models too",
     "lightning": "FusedLosses() is a callback that converts the module's losses, patches torch's, and reports",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from ..functional import cross_entropy, linear_cross_entropy
 from ..routing import HALF_DTYPES
@@ -23,7 +25,7 @@ _TANH = {Tensor.tanh, torch.tanh}
 _KNOWN = {
     *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.is_floating_point),
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad", "layout")),
-    *(getattr(Tensor, name).__get__ for name in ("is_cuda", "is_cpu")),
+    *(getattr(Tensor, name).__get__ for name in ("is_cuda", "is_cpu", "_base")),
     *(Tensor.__len__, Tensor.is_complex, torch.is_floating_point, torch.numel),
 }
 
@@ -33,6 +35,7 @@ class _Layer(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     autocast_dtype: torch.dtype | None
+    versions: tuple[int, ...]
 
     def autocast(self, *, float32_loss: bool = False) -> AbstractContextManager[Any]:
         """As it was when the layer was called: its loss may be asked for elsewhere."""
@@ -53,6 +56,8 @@ class DeferredLogits(Tensor):
     _layer: _Layer
     _operations: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...]
     _logits: Tensor | None
+    _hooks: dict[int, Callable[[Tensor], Any]]
+    """Of FSDP: they gather the weight, so they run before the layer's backward, whether there are logits or not."""
 
     @staticmethod
     def __new__(
@@ -60,6 +65,7 @@ class DeferredLogits(Tensor):
         layer: _Layer,
         dtype: torch.dtype,
         operations: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...] = (),
+        hooks: dict[int, Callable[[Tensor], Any]] | None = None,
     ) -> DeferredLogits:
         deferred: DeferredLogits = Tensor._make_wrapper_subclass(
             cls,
@@ -69,6 +75,7 @@ class DeferredLogits(Tensor):
             requires_grad=any(t is not None and t.requires_grad for t in layer[:3]),
         )
         deferred._layer, deferred._operations, deferred._logits = layer, operations, None
+        deferred._hooks = OrderedDict() if hooks is None else hooks
         return deferred
 
     @classmethod
@@ -77,18 +84,39 @@ class DeferredLogits(Tensor):
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if input.dtype == torch.float64:
             autocast = None
-        return cls(_Layer(input, weight, bias, autocast), autocast or input.dtype)
+        return cls(_Layer(input, weight, bias, autocast, _versions(input, weight, bias)), autocast or input.dtype)
 
     def made(self) -> Tensor:
         """The logits."""
         if self._logits is None:
+            self.check_layer()
             with torch.enable_grad():  # whoever asks first: another may differentiate them
                 with self._layer.autocast():
                     logits = F.linear(*self._layer[:3])
                 for function, arguments in self._operations:
                     logits = function(logits, *arguments)
-            self._logits = logits
+            self._logits = self.hooked(logits)
         return self._logits
+
+    def check_layer(self) -> None:
+        """That it is what it was when it was called."""
+        if _versions(*self._layer[:3]) != self._layer.versions:
+            raise RuntimeError(
+                "the weight of the head or its input was changed in place since: read the logits and compute their "
+                "loss before the optimizer's step, or use `integrations.transformers.unfused_linear_head`"
+            )
+        if self._hooks and not self._layer.weight.untyped_storage().size():
+            raise RuntimeError(
+                "the weight of the head has no memory now: fully_shard freed it after the forward in which the head "
+                "was called. Compute the loss and read the logits before, in the model's forward, or call "
+                "set_reshard_after_forward(False, recurse=False) of the module that is sharded with the head"
+            )
+
+    def hooked(self, result: Tensor) -> Tensor:
+        """The logits or their loss."""
+        for hook in self._hooks.values() if result.requires_grad else ():
+            result.register_hook(hook)  # type: ignore[no-untyped-call]
+        return result
 
     def scale_and_softcap(self) -> tuple[float, float | None] | None:
         """``logit_scale`` and ``softcap`` of the operations so far, or ``None``: these are others, or made already."""
@@ -119,7 +147,11 @@ class DeferredLogits(Tensor):
                     return self
                 if _is_deferrable(func, args):
                     dtype = torch.float32 if _is_float(func, args) else self.dtype
-                    return cls(self._layer, dtype, (*self._operations, (func, args[1:])))
+                    return cls(self._layer, dtype, (*self._operations, (func, args[1:])), self._hooks)
+                if func is Tensor.register_hook and _is_of_fsdp(args[1]):
+                    handle = RemovableHandle(self._hooks)
+                    self._hooks[handle.id] = args[1]
+                    return handle
         return func(*_made(args), **_made(kwargs or {}))
 
     @classmethod
@@ -142,14 +174,26 @@ def _is_deferrable(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     return is_scale or _is_float(func, args)
 
 
+def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
+    return tuple(tensor._version for tensor in tensors if tensor is not None and not tensor.is_inference())
+
+
+def _is_of_fsdp(hook: Any) -> bool:
+    return type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp.")
+
+
 class DeferringLinear(nn.Linear):
     """A linear layer whose result is :class:`DeferredLogits` in training, and as before in evaluation.
 
-    Made by giving a layer this class. Under ``no_grad`` and ``torch.compile`` it is a linear layer as before.
+    Made by giving a layer this class; fully_shard gives it one that extends this. Under ``no_grad`` and
+    ``torch.compile`` it is a linear layer as before.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            keep_weight = getattr(self, "set_reshard_after_forward", None)  # where fully_shard was given this layer
+            if keep_weight is not None:
+                keep_weight(False, recurse=False)  # the loss is yet to read it
             return DeferredLogits.of(input, self.weight, self.bias)
         return super().forward(input)
 
@@ -174,12 +218,13 @@ def float32_cross_entropy(
     if isinstance(logits, DeferredLogits):
         terms = logits.scale_and_softcap()
         if terms is not None:
+            logits.check_layer()
             layer = logits._layer
             input = layer.input.reshape(-1, layer.input.shape[-1])
             options.update(logit_scale=terms[0], softcap=terms[1])
             with layer.autocast(float32_loss=True):
                 loss = linear_cross_entropy(input, layer.weight, target, linear_bias=layer.bias, **options)
-            return loss.float()
+            return logits.hooked(loss).float()
         logits = logits.made()
     logits = logits.reshape(-1, logits.shape[-1])
     if logits.dtype == torch.float64:

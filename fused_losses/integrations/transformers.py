@@ -101,7 +101,8 @@ def fused_linear_head(model: PreTrainedModel) -> None:
     In training its head gives deferred logits (``integrations/deferred_logits.py``), from which the loss is computed
     by :func:`fused_losses.functional.linear_cross_entropy`; a scale and a softcap after the head (Cohere,
     Granite, Gemma 2) become that function's. Whoever reads the logits all the same, as a metric does, has them made.
-    In evaluation, under ``no_grad`` and in ``torch.compile`` the head is what it was.
+    In evaluation, under ``no_grad`` and in ``torch.compile`` the head is what it was. To be called before
+    :func:`torch.distributed.fsdp.fully_shard`; a head that is sharded by itself keeps its weight until the backward.
 
     Args:
         model: any whose loss is ``ForCausalLMLoss`` and whose head is a plain :class:`torch.nn.Linear`, tied or not.
@@ -114,12 +115,13 @@ def fused_linear_head(model: PreTrainedModel) -> None:
     if loss not in (causal_lm_loss, _STOCK[causal_lm_loss]):
         raise TypeError(f"fused_linear_head is for causal models; the loss of {type(model).__name__} is {_name(loss)}")
     head = _head(model)
-    if type(head) is DeferringLinear:
+    if isinstance(head, DeferringLinear):
         return
     if type(head) is not nn.Linear:
         raise TypeError(
             f"fused_linear_head needs a head that is a torch.nn.Linear, not {type(head).__module__}."
-            f"{type(head).__qualname__}: leave the head out of what adapters or quantization wrap"
+            f"{type(head).__qualname__}: leave the head out of what adapters or quantization wrap, and call "
+            "fused_linear_head before fully_shard"
         )
     if "forward" in vars(head) or head._forward_hooks or head._forward_pre_hooks:
         raise TypeError("fused_linear_head needs a head without hooks and without a forward of its own")
@@ -128,10 +130,16 @@ def fused_linear_head(model: PreTrainedModel) -> None:
 
 
 def unfused_linear_head(model: PreTrainedModel) -> None:
-    """Undo :func:`fused_linear_head`. The loss stays fused: see :func:`disable`."""
+    """Undo :func:`fused_linear_head`. The loss stays fused: see :func:`disable`.
+
+    Raises:
+        TypeError: the head was sharded by itself since.
+    """
     head = _head(_checked(model))
     if type(head) is DeferringLinear:
         head.__class__ = nn.Linear  # type: ignore[assignment]
+    elif isinstance(head, DeferringLinear):
+        raise TypeError("fully_shard has made the head one of its modules: unfused_linear_head was to be called before")
 
 
 def _checked(model: Any) -> PreTrainedModel:

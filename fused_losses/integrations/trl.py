@@ -1,14 +1,16 @@
-"""TRL: ``selective_log_softmax``, ``entropy_from_logits`` and both at once from one sweep, in all of its trainers."""
+"""TRL: heads without logits, ``selective_log_softmax``, ``entropy_from_logits``, both at once, in its trainers."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
-from torch import Tensor
 from trl.trainer import utils
 
 from .. import trl_functions
 from ..held_functions import exchange_everywhere
+from .trl_heads import head_function
 
 __all__ = [
     "disable",
@@ -19,31 +21,25 @@ __all__ = [
     "selective_log_softmax_and_entropy",
 ]
 
-# What stands for TRL's functions are functions of this module, so that disable() finds no other holder of ours.
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 
-def selective_log_softmax(
-    logits: Tensor, index: Tensor, temperature: float = 1.0, row_mask: Tensor | None = None
-) -> Tensor:
-    """TRL's function of this name: see :func:`fused_losses.functional.selective_log_softmax`."""
-    return trl_functions.selective_log_softmax(logits, index, temperature, row_mask)
+def _in_trl(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """A function of this module that stands for TRL's of this name, so that disable() finds no other holder of ours."""
+
+    @functools.wraps(function)
+    def standing_in(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        return function(*args, **kwargs)
+
+    standing_in.__module__ = __name__
+    standing_in.__doc__ = f"TRL's function of this name: see :func:`fused_losses.functional.{function.__name__}`."
+    return standing_in
 
 
-def selective_log_softmax_and_entropy(
-    logits: Tensor,
-    index: Tensor,
-    entropy_requires_grad: bool = True,
-    temperature: float = 1.0,
-    row_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """TRL's function of this name: see :func:`fused_losses.functional.selective_log_softmax_and_entropy`."""
-    return trl_functions.selective_log_softmax_and_entropy(logits, index, entropy_requires_grad, temperature, row_mask)
-
-
-def entropy_from_logits(logits: Tensor, chunk_size: int = 128) -> Tensor:
-    """TRL's function of this name: see :func:`fused_losses.functional.entropy_from_logits`."""
-    return trl_functions.entropy_from_logits(logits, chunk_size)
-
+selective_log_softmax = _in_trl(trl_functions.selective_log_softmax)
+selective_log_softmax_and_entropy = _in_trl(trl_functions.selective_log_softmax_and_entropy)
+entropy_from_logits = _in_trl(trl_functions.entropy_from_logits)
 
 # An older TRL has no function for both at once.
 _PAIRS: list[tuple[Any, Any]] = [
@@ -51,12 +47,18 @@ _PAIRS: list[tuple[Any, Any]] = [
     for function in (selective_log_softmax, entropy_from_logits, selective_log_softmax_and_entropy)
     if hasattr(utils, function.__name__)
 ]
+# Nor has it a head that makes no logits.
+if hasattr(utils, "_ChunkedLogProbFunction"):
+    _PAIRS.append((utils._ChunkedLogProbFunction, head_function(utils._ChunkedLogProbFunction)))
 
 
 def enable() -> None:
     """Replace these functions in TRL, and in every loaded module that imported them by name.
 
-    TRL's own Triton kernels, where they would serve, are bypassed. May be called any number of times.
+    In TRL 1.16 the trainers of DPO, GRPO, KTO, RLOO and SFT ask a head that makes no logits for its
+    log-probabilities: :func:`fused_losses.functional.linear_token_statistics` computes them, also in trainers that
+    there are already. TRL's own Triton kernels, where they would serve, are bypassed. May be called any number of
+    times.
     """
     exchange_everywhere(_PAIRS)
 

@@ -89,6 +89,30 @@ def test_whoever_reads_the_logits_has_them_made_and_can_differentiate_them(stock
     torch.testing.assert_close(*results)
 
 
+def test_logits_that_are_read_after_the_weight_has_changed_raise():
+    model, inputs = llama(), batch()
+    bridge.fused_linear_head(model)
+    read, unread = model(**inputs), model(**inputs)
+    logits = read.logits + 0
+    unread.loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
+    assert torch.equal(read.logits + 0, logits)
+    for late in (lambda: unread.logits + 0, lambda: bridge.trainer_loss(unread, inputs["labels"])):
+        with pytest.raises(RuntimeError, match="changed in place since"):
+            late()
+
+
+def test_gradients_by_torch_func():
+    model, inputs = llama().train(), batch()
+    results = []
+    for fuse in (False, True):
+        if fuse:
+            bridge.fused_linear_head(model)
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        results.append(torch.func.grad(lambda p: torch.func.functional_call(model, p, (), inputs).loss)(parameters))
+    torch.testing.assert_close(results[1], results[0])
+
+
 def test_shift_labels_and_part_of_the_logits():
     stock = llama()
     fused = copy.deepcopy(stock)

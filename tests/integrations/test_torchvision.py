@@ -23,7 +23,7 @@ def disabled():
 
 
 @pytest.mark.parametrize(
-    "alpha, gamma, reduction", itertools.product([0.25, 0.9, -1], [2, 0.0, 1.5], ["none", "mean", "sum"])
+    "alpha, gamma, reduction", list(itertools.product([0.25, 0.9, -1], [2, 0.0, 1.5], ["none", "mean", "sum"]))
 )
 def test_numbers_and_gradients(alpha, gamma, reduction):
     logits, targets = torch.randn(7, 9), torch.rand(7, 9).round()

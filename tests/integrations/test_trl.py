@@ -1,5 +1,7 @@
 """TRL's functions over their options, and where they are replaced."""
 
+import inspect
+import pickle
 import sys
 import types
 
@@ -10,6 +12,7 @@ pytest.importorskip("trl", reason="trl is not installed")
 
 from trl.trainer import utils
 
+import fused_losses
 from fused_losses.integrations import trl as bridge
 
 # In a tuple: enable() finds what is a global.
@@ -23,6 +26,7 @@ def disabled():
     if bridge.is_enabled():  # it looks into every module
         bridge.disable()
     assert all(getattr(utils, stock.__name__) is stock for stock in STOCK)
+    assert getattr(utils, "_ChunkedLogProbFunction", None) is HEAD[0]
 
 
 def result(function, logits, *arguments, **options):
@@ -83,6 +87,86 @@ def test_entropy_from_logits(dtype, shape):
     logits = (3 * torch.randn(*shape, 41)).to(dtype)
     stock = result(STOCK[1], logits, chunk_size=7)
     assert_close(result(bridge.entropy_from_logits, logits, chunk_size=7), stock, dtype)
+
+
+HEAD = (getattr(utils, "_ChunkedLogProbFunction", None),)
+needs_head = pytest.mark.skipif(HEAD[0] is None, reason="this TRL has no head without logits")
+
+
+def head_results(dtype, outputs, bias=True, temperature=0.7, softcap=None, weight_dtype=None, rows=7):
+    """The stock head's, ours, and the calls that took a kernel."""
+    hidden, weight = torch.randn(rows, 16).to(dtype), (0.3 * torch.randn(41, 16)).to(weight_dtype or dtype)
+    layer = [hidden, weight, *([torch.randn(41).to(weight.dtype)] if bias else [])]
+    targets = torch.randint(41, (rows,))
+    logits = torch.nn.functional.linear(*(tensor.float() for tensor in layer))
+    targets[: rows // 2] = logits.argmax(-1)[: rows // 2]
+    results = []
+    for enable in (False, True):
+        if enable:
+            bridge.enable()
+        fused_losses.routes(reset=True)
+        leaves = [tensor.clone().requires_grad_() for tensor in layer]
+        values = utils._ChunkedLogProbFunction.apply(
+            *leaves, *([] if bias else [None]), targets, temperature, 10, softcap, 1.5, outputs
+        )
+        of_loss = (values[0] * torch.arange(1.0, rows + 1)).sum()
+        if values[1] is not None:
+            of_loss = of_loss + 2 * values[1].sum()
+        results.append((*values, *torch.autograd.grad(of_loss, leaves)))
+    return *results, fused_losses.routes().get("linear_token_statistics", {}).get("kernel", 0)
+
+
+@needs_head
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("outputs", [("log_probs",), ("log_probs", "entropy", "is_top1")])
+def test_a_head_without_logits(dtype, bias, softcap, outputs):
+    stock, ours, kernels = head_results(dtype, outputs, bias, softcap=softcap)
+    assert kernels == 1
+    # TRL rounds 16-bit logits, and has float32 log-probabilities of float64 logits.
+    tolerance = dict(rtol=3e-2, atol=6e-2) if dtype.itemsize == 2 else dict(rtol=1e-4, atol=1e-5)
+    for our_tensor, stock_tensor in zip(ours, stock, strict=True):
+        assert type(our_tensor) is type(stock_tensor)
+        if our_tensor is not None and our_tensor.dtype != torch.bool:
+            torch.testing.assert_close(our_tensor, stock_tensor, **tolerance)
+        elif dtype.itemsize != 2 and our_tensor is not None:
+            assert our_tensor.equal(stock_tensor) and our_tensor.any()
+
+
+@needs_head
+@pytest.mark.parametrize("options, kernels", [
+    (dict(outputs=("log_probs", "mean_logits")), 1),
+    (dict(outputs=("log_probs", "mean_logits"), bias=False), 1),
+    (dict(outputs=("log_probs", "mean_logits"), softcap=2.0), 0),
+    (dict(outputs=("log_probs", "log_sum_sq_probs")), 0),
+    (dict(outputs=("log_probs", "entropy"), weight_dtype=torch.float64), 1),
+    (dict(outputs=("log_probs", "entropy", "is_top1", "mean_logits"), rows=0), 0),
+])  # fmt: skip
+def test_what_else_a_head_is_asked(options, kernels):
+    stock, ours, kernels_taken = head_results(torch.float32, **options)
+    assert kernels_taken == kernels
+    torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-5)
+
+
+@needs_head
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_head_under_autocast(dtype):
+    with torch.autocast("cpu", dtype):
+        stock, ours, kernels = head_results(torch.float32, ("log_probs", "entropy"))
+    assert kernels == 1
+    for our_tensor, stock_tensor in zip(ours, stock, strict=True):
+        torch.testing.assert_close(our_tensor, stock_tensor, rtol=3e-2, atol=6e-2)
+
+
+def test_their_signatures_are_trls_and_they_are_pickled_by_name():
+    def defaults(function):
+        return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+    for stock in STOCK:
+        ours = getattr(bridge, stock.__name__)
+        assert pickle.loads(pickle.dumps(ours)) is ours is not getattr(fused_losses.functional, stock.__name__)
+        assert defaults(ours).items() >= defaults(stock).items()
 
 
 def test_a_temperature_that_is_not_positive_raises():
