@@ -16,7 +16,7 @@ from .autograd.linear_token_statistics import LinearTokenStatisticsFunction, fus
 from .linear_layer import LinearLayer, checked_layer
 from .operators.class_axis import INDEX_DTYPES
 from .operators.linear_cross_entropy import LinearLossOptions, composite, composite_statistics
-from .operators.registration import REDUCTIONS
+from .operators.registration import REDUCTIONS, refusal_of_reduction
 from .operators.row_terms import RowTerms, row_terms
 from .operators.row_terms import refusal as refusal_of_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
@@ -283,9 +283,7 @@ def _refusal(
     label_smoothing: float,
 ) -> str | None:
     """Why the call is no problem for us, or ``None``: torch knows the error, if it is one."""
-    if reduction not in REDUCTIONS:
-        return "the reduction is none of 'none', 'mean' and 'sum'"
-    return layer.refusal(target, weight, ignore_index, label_smoothing)
+    return refusal_of_reduction(reduction) or layer.refusal(target, weight, ignore_index, label_smoothing)
 
 
 def _against_chunks(

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from ..operators.class_axis import accumulation_dtype
-from ..operators.registration import NONE, REDUCTIONS, SUM
+from ..operators.registration import NONE, SUM, refusal_of_reduction
 from ..routing import is_served, without_waiting_wrapper
 from .local_losses import LOSSES, LocalLoss
 from .sum_over_rows import sum_over_rows
@@ -29,8 +29,8 @@ def refusal(
     name: str, input: DTensor, target: Tensor, weights: _Weights, reduction: str, options: _Options
 ) -> str | None:
     """Why torch takes the call, or ``None``: the same on all ranks, whatever rows they have."""
-    if not (isinstance(reduction, str) and reduction in REDUCTIONS):
-        return "the reduction is none of 'none', 'mean' and 'sum'"
+    if (reason := refusal_of_reduction(reduction)) is not None:
+        return reason
     if input.numel() == 0:
         return "the input is empty"
     if input.device_mesh.get_coordinate() is None:
