@@ -790,6 +790,26 @@ def dtensors_on_a_mesh_of_two_dimensions(rank: int) -> None:
 
 
 @case_of(2)
+def dtensors_of_16_bits(rank: int) -> None:
+    """Under autocast the loss is of float32 and not rounded, as torch's."""
+    mesh = init_device_mesh("cpu", (2,))
+    target = torch.randint(9, (8,))
+    for dtype, under_autocast, reduction in itertools.product(
+        (torch.bfloat16, torch.float16), (False, True), REDUCTIONS
+    ):
+        logits = torch.randn(8, 9).to(dtype)
+        leaf = distribute_tensor(logits, mesh, [Shard(1)]).requires_grad_()
+        with torch.autocast("cpu", enabled=under_autocast):
+            loss = fused_losses.functional.cross_entropy(
+                leaf, distribute_tensor(target, mesh, [Replicate()]), reduction=reduction
+            )
+        expected = F.cross_entropy(logits.float(), target, reduction=reduction)
+        torch.testing.assert_close(loss.full_tensor(), expected if under_autocast else expected.to(dtype))
+        loss.sum().backward()
+        assert leaf.grad.dtype == dtype and leaf.grad.placements == (Shard(1),)
+
+
+@case_of(2)
 def patched_code_in_loss_parallel(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2,))
     with fused_losses.patched(), loss_parallel():
