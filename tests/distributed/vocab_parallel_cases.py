@@ -585,8 +585,10 @@ def second_derivatives_are_an_error(rank: int) -> None:
         (vocab_parallel_linear_cross_entropy(hidden, layer, target), hidden),
     ):
         (gradient,) = torch.autograd.grad(loss, input, create_graph=True)
-        type_of_error, message = raised(lambda: (loss + gradient.square().sum()).backward())  # noqa: B023
-        assert (type_of_error, "differentiated twice" in message) == (RuntimeError, True)
+        total = loss + gradient.square().sum()
+        for inputs in (None, [input]):
+            type_of_error, message = raised(lambda: total.backward(inputs=inputs, retain_graph=True))  # noqa: B023
+            assert (type_of_error, "differentiated twice" in message) == (RuntimeError, True)
 
 
 @case
