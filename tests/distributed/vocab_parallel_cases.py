@@ -314,6 +314,11 @@ def wrong_arguments_on_one_rank(rank: int) -> None:
             lambda: vocab_parallel_cross_entropy(local, target, label_smoothing=1.5),
             lambda: vocab_parallel_cross_entropy(local, target, label_smoothing=0.5),
         ),
+        (
+            ValueError,
+            lambda: vocab_parallel_cross_entropy(local, target, lse_square_scale=torch.inf),
+            lambda: vocab_parallel_cross_entropy(local, target, lse_square_scale=0.5),
+        ),
         (  # options of which the packed reduction would have other rows
             ValueError,
             lambda: vocab_parallel_cross_entropy(local, target, label_smoothing=1.5),
