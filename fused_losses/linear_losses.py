@@ -91,7 +91,9 @@ def linear_cross_entropy(
 
     Raises:
         IndexError: a class index is neither in :math:`[0, C)` nor ``ignore_index``.
-        ValueError: ``softcap`` or ``logit_scale`` is out of range, or ``token_weight`` has another shape.
+        ValueError: an option beyond torch's is out of range, ``token_weight`` has another shape, or such options are
+            asked of tensors or a reduction that only torch may know.
+        TypeError: a scale or a softcap is a tensor.
         RuntimeError: as torch's function.
 
     Example::
@@ -224,6 +226,7 @@ def linear_token_statistics(
     Raises:
         IndexError: a target is neither in :math:`[0, V)` nor ``ignore_index``.
         ValueError: ``softcap`` or ``logit_scale`` is out of range, or the target's shape or type does not fit.
+        TypeError: one of these two is a tensor.
         RuntimeError: the shapes of input, weight and bias do not fit, or their types.
         NotImplementedError: they are of no floating-point type.
 
