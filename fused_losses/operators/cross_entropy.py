@@ -218,12 +218,13 @@ def _row_scale(
         scale: Tensor = mass.sum(dim)
         return scale * (grad_output / scale.numel() if reduction == MEAN else grad_output)
     weights = target_weights(target, class_weight, ignore_index, dtype)
-    mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
-    smoothed = weights * (1 - label_smoothing) + label_smoothing * mean_weight
-    mass = torch.where(is_counted(target, ignore_index), smoothed, 0)
+    smoothed = weights
+    if label_smoothing:  # 0 times an infinite weight is none of its business
+        mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
+        smoothed = weights * (1 - label_smoothing) + label_smoothing * mean_weight
     if reduction == MEAN:
         grad_output = grad_output / mean_denominator(target, class_weight, ignore_index, logits)
-    return torch.where(mass != 0, mass * grad_output, 0)
+    return torch.where(is_counted(target, ignore_index), smoothed * grad_output, 0)
 
 
 # Batching: a stack of samples is one longer sample, unreduced; each sample is reduced on its own afterwards.
