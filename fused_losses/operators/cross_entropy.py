@@ -91,9 +91,9 @@ def _fake_loss(
 
 
 def _fake_with_gradient(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None, *options: Any
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, grad_output: float, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    return _fake_loss(logits, target, class_weight, *options[:4]), torch.empty_like(logits)
+    return _fake_loss(logits, target, class_weight, *options), torch.empty_like(logits)
 
 
 def _fake_with_statistics(
