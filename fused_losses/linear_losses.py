@@ -42,11 +42,11 @@ def linear_cross_entropy(
     weight: Tensor | None = None,
     reduction: str = "mean",
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float = 0,
     options: Any = None,
-    logit_scale: float = 1.0,
+    logit_scale: float = 1,
     softcap: float | None = None,
-    lse_square_scale: float = 0.0,
+    lse_square_scale: float = 0,
     token_weight: Tensor | None = None,
 ) -> Tensor:
     r"""Cross-entropy of a linear layer, as :func:`torch.nn.functional.linear_cross_entropy`, without the logits.
@@ -192,7 +192,7 @@ def linear_token_statistics(
     target: Tensor,
     *,
     linear_bias: Tensor | None = None,
-    logit_scale: float = 1.0,
+    logit_scale: float = 1,
     softcap: float | None = None,
     ignore_index: int = -100,
 ) -> TokenStatistics:
