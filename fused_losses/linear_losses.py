@@ -17,7 +17,7 @@ from .linear_layer import LinearLayer, checked_layer
 from .operators.class_axis import INDEX_DTYPES
 from .operators.linear_cross_entropy import LinearLossOptions, composite, composite_statistics
 from .operators.registration import REDUCTIONS
-from .operators.row_terms import RowTerms, row_terms
+from .operators.row_terms import RowTerms, check_token_weight, row_terms
 from .operators.row_terms import refusal as refusal_of_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
 from .operators.token_statistics import require_floating_point
@@ -133,8 +133,7 @@ def linear_cross_entropy(
             raise ValueError(f"linear_cross_entropy with options beyond torch's: {refusal}")
         note(LINEAR_CROSS_ENTROPY, f"torch: {refusal}")
         return _by_torch(layer, *plain)
-    if token_weight is not None and token_weight.shape != layer.positions:
-        raise ValueError(f"Expected token_weight of shape {list(layer.positions)}, got {list(token_weight.shape)}")
+    check_token_weight(token_weight, layer.positions)
     loss_options = LinearLossOptions(
         layer.num_classes,
         REDUCTIONS[reduction],
