@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
@@ -37,6 +38,7 @@ __all__ = [
     "promotes",
     "reason_for_torch",
     "reason_of_surroundings",
+    "requires_gradient",
     "without_waiting_wrapper",
 ]
 
@@ -122,7 +124,7 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
             return _what_is_not_served(tensor)
         if tensor.is_cpu != on_cpu or not (on_cpu or tensor.device == input.device):
             return "the tensors are on several devices"
-        if grad_enabled and tensor.requires_grad:
+        if grad_enabled and requires_gradient(tensor):
             return "a target or weight requires a gradient"
     return None
 
@@ -204,3 +206,16 @@ def promotes(input: Tensor) -> bool:
 def may_be_differentiated(input: Tensor, route: str) -> bool:
     """Whether the loss of this input needs a graph. A transform may differentiate at a level that no flag shows."""
     return (input.requires_grad and torch.is_grad_enabled()) or (route == WATCHED and _are_transforms_active())
+
+
+def requires_gradient(tensor: Tensor) -> bool:
+    """Whether a backward wants its gradient: of this level, or of one below, which no flag of a wrapper shows."""
+    if tensor.requires_grad:
+        return True
+    if torch.compiler.is_dynamo_compiling() or not _are_transforms_active():
+        return False
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+        if tensor.requires_grad:
+            return True
+    return False
