@@ -13,7 +13,7 @@ from .operators.registration import MEAN, NONE
 from .operators.row_terms import RowTerms
 from .operators.row_terms import refusal as refusal_of_terms
 from .route_log import note
-from .routing import kernel_route, promotes, reason_for_torch, without_waiting_wrapper
+from .routing import is_differentiated, kernel_route, promotes, reason_for_torch, without_waiting_wrapper
 
 __all__ = ["cross_entropy_beyond_torch", "reason_for_composite"]
 
@@ -64,7 +64,7 @@ def cross_entropy_beyond_torch(
         expected = list(position_sizes(input.shape))
         raise ValueError(f"Expected token_weight of shape {expected}, got {list(token_weight.shape)}")
     counted = target
-    if not (target.is_floating_point() or (token_weight.requires_grad and torch.is_grad_enabled())):
+    if not (target.is_floating_point() or is_differentiated(token_weight)):
         if target.dtype not in INDEX_DTYPES:
             raise RuntimeError(f"expected class indices of type int64, int32 or uint8, got {target.dtype}")
         if target.shape != token_weight.shape:

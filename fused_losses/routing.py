@@ -30,6 +30,7 @@ from .tracing import constant_while_tracing
 __all__ = [
     "has_overrides",
     "is_autocast",
+    "is_differentiated",
     "is_dtensor",
     "is_served",
     "is_watched",
@@ -77,9 +78,14 @@ def _has_overriding_type(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 @constant_while_tracing
-def _reason_while_tracing() -> str | None:
+def _is_transform_traced() -> bool:
     """Dynamo follows a transform by entering it: what is true while it traces is true of the graph."""
-    if _are_transforms_active() or forward_ad._current_level >= 0:
+    return _are_transforms_active() or forward_ad._current_level >= 0
+
+
+@constant_while_tracing
+def _reason_while_tracing() -> str | None:
+    if _is_transform_traced():
         return "torch.compile loses derivatives of operators under a transform"
     return _reason_of_exporter()
 
@@ -219,3 +225,10 @@ def requires_gradient(tensor: Tensor) -> bool:
         if tensor.requires_grad:
             return True
     return False
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether a derivative for the tensor may be wanted, of any kind and at any level."""
+    is_traced = torch.compiler.is_dynamo_compiling()
+    may_be_forward = _is_transform_traced() if is_traced else forward_ad._current_level >= 0
+    return may_be_forward or (torch.is_grad_enabled() and requires_gradient(tensor))
