@@ -13,7 +13,7 @@ from .operators.registration import MEAN, NONE
 from .operators.row_terms import RowTerms, check_token_weight
 from .operators.row_terms import refusal as refusal_of_terms
 from .route_log import note
-from .routing import kernel_route, promotes, reason_for_torch, without_waiting_wrapper
+from .routing import is_differentiated, kernel_route, promotes, reason_for_torch, without_waiting_wrapper
 
 __all__ = ["cross_entropy_beyond_torch", "reason_for_composite"]
 
@@ -60,7 +60,7 @@ def cross_entropy_beyond_torch(
         return _with_terms(input, target, weight, reduction, *options, promotes(input), terms, inplace_gradient)
     check_token_weight(token_weight, position_sizes(input.shape))
     counted = target
-    if not (target.is_floating_point() or (token_weight.requires_grad and torch.is_grad_enabled())):
+    if not (target.is_floating_point() or is_differentiated(token_weight)):
         if target.dtype not in INDEX_DTYPES:
             raise RuntimeError(f"expected class indices of type int64, int32 or uint8, got {target.dtype}")
         if target.shape != token_weight.shape:

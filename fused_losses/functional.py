@@ -249,8 +249,8 @@ def cross_entropy(
         lse_square_scale: beyond torch: the weight of the z-loss, which class weights do not multiply.
         focal_gamma: beyond torch: the exponent of the focal loss, for class indices without label smoothing.
         token_weight: beyond torch: a factor of each loss, also a negative one. The mean divides by what it divides by
-            without these weights. A class index of weight 0 counts as an ignored one does, unless the weights require
-            a gradient.
+            without these weights. A class index of weight 0 counts as an ignored one does, unless the weights are
+            differentiated.
 
     Shape:
         - input: :math:`(C)`, :math:`(N, C)` or :math:`(N, C, d_1, \dots, d_K)`.

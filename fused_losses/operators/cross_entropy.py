@@ -124,9 +124,10 @@ def composite(options: _Options, logits: Tensor, target: Tensor, class_weight: T
     if target.dtype == torch.int32:
         target = target.long()
     if promote:
-        logits = logits.float()
-        target = target.float() if target.is_floating_point() else target
-        class_weight = None if class_weight is None else class_weight.float()
+        dtype = accumulation_dtype(logits.dtype)
+        logits = logits.to(dtype)
+        target = target.to(dtype) if is_probability(target) else target
+        class_weight = None if class_weight is None else class_weight.to(dtype)
     return torch_function("cross_entropy")(
         logits,
         target,
