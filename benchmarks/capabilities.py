@@ -29,7 +29,7 @@ def calls() -> dict[str, tuple[Callable[[], object], int]]:
     def cross_entropy(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Callable[[], object], int]:
         logits = torch.randn(shape, generator=generator).to(dtype)
         target = torch.randint(shape[1], shape[:1] + shape[2:], generator=generator)
-        call = partial(_ops.cross_entropy_with_gradient, logits, target, None, 1, -100, 0.0, False)
+        call = partial(_ops.cross_entropy_with_gradient, logits, target, None, 1.0, 1, -100, 0.0, False)
         return call, logits.numel()
 
     def binary(loss: Callable[..., tuple[Tensor, Tensor]], *weights: None) -> tuple[Callable[[], object], int]:

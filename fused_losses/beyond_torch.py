@@ -10,10 +10,10 @@ from .operators.class_axis import INDEX_DTYPES, class_dim, is_class, mean_denomi
 from .operators.cross_entropy import composite
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.registration import MEAN, NONE
-from .operators.row_terms import RowTerms
+from .operators.row_terms import RowTerms, check_token_weight
 from .operators.row_terms import refusal as refusal_of_terms
 from .route_log import note
-from .routing import kernel_route, promotes, reason_for_torch, without_waiting_wrapper
+from .routing import is_differentiated, kernel_route, promotes, reason_for_torch, without_waiting_wrapper
 
 __all__ = ["cross_entropy_beyond_torch", "reason_for_composite"]
 
@@ -58,13 +58,9 @@ def cross_entropy_beyond_torch(
     options = (ignore_index, label_smoothing)
     if token_weight is None:
         return _with_terms(input, target, weight, reduction, *options, promotes(input), terms, inplace_gradient)
-    if not isinstance(token_weight, Tensor):
-        raise TypeError(f"token_weight must be a tensor, not {type(token_weight).__name__}")
-    if token_weight.shape != position_sizes(input.shape):
-        expected = list(position_sizes(input.shape))
-        raise ValueError(f"Expected token_weight of shape {expected}, got {list(token_weight.shape)}")
+    check_token_weight(token_weight, position_sizes(input.shape))
     counted = target
-    if not (target.is_floating_point() or (token_weight.requires_grad and torch.is_grad_enabled())):
+    if not (target.is_floating_point() or is_differentiated(token_weight)):
         if target.dtype not in INDEX_DTYPES:
             raise RuntimeError(f"expected class indices of type int64, int32 or uint8, got {target.dtype}")
         if target.shape != token_weight.shape:
@@ -72,13 +68,15 @@ def cross_entropy_beyond_torch(
         # What counts for nothing is left out, unless it is no class: that is an error in any case.
         is_left_out = (token_weight == 0) & is_class(target, input.shape[class_dim(input.shape)])
         counted = torch.where(is_left_out, ignore_index, target.long())
-    losses = _with_terms(input, counted, weight, NONE, *options, True, terms, inplace_gradient) * token_weight
+    losses = _with_terms(input, counted, weight, NONE, *options, True, terms, inplace_gradient)
+    mixes_types = target.is_floating_point() and target.dtype != input.dtype
+    dtype = losses.dtype if promotes(input) or mixes_types else input.dtype
+    losses = losses * token_weight
     if reduction != NONE:
         losses = losses.sum()
     if reduction == MEAN:
         losses = losses / mean_denominator(target, weight, ignore_index, input)
-    mixes_types = target.is_floating_point() and target.dtype != input.dtype
-    return losses if promotes(input) or mixes_types else losses.to(input.dtype)
+    return losses.to(dtype)
 
 
 def _with_terms(

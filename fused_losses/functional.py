@@ -2,6 +2,10 @@
 
 Each function computes on the fused kernels where they apply and calls torch's own function everywhere else, which also
 says what is wrong with a call: ``docs/routing.md`` lists which calls go where.
+
+Note [Defaults of numbers]
+Numbers are 0 and 1 by default, not 0.0 and 1.0: of each default that is a float Dynamo makes a symbol where shapes are
+dynamic, and traces the function a second time when it finds that nothing depends on it.
 """
 
 from __future__ import annotations
@@ -201,13 +205,13 @@ def cross_entropy(
     ignore_index: int = -100,
     reduce: bool | None = None,
     reduction: str = "mean",
-    label_smoothing: float = 0.0,
+    label_smoothing: float = 0,
     *,
     inplace_gradient: bool = False,
-    logit_scale: float = 1.0,
+    logit_scale: float = 1,
     softcap: float | None = None,
-    lse_square_scale: float = 0.0,
-    focal_gamma: float = 0.0,
+    lse_square_scale: float = 0,
+    focal_gamma: float = 0,
     token_weight: Tensor | None = None,
 ) -> Tensor:
     r"""Softmax cross-entropy of logits, as :func:`torch.nn.functional.cross_entropy`.
@@ -240,8 +244,8 @@ def cross_entropy(
         lse_square_scale: beyond torch: the weight of the z-loss, which class weights do not multiply.
         focal_gamma: beyond torch: the exponent of the focal loss, for class indices without label smoothing.
         token_weight: beyond torch: a factor of each loss, also a negative one. The mean divides by what it divides by
-            without these weights. A class index of weight 0 counts as an ignored one does, unless the weights require
-            a gradient.
+            without these weights. A class index of weight 0 counts as an ignored one does, unless the weights are
+            differentiated.
 
     Shape:
         - input: :math:`(C)`, :math:`(N, C)` or :math:`(N, C, d_1, \dots, d_K)`.

@@ -17,7 +17,7 @@ from .linear_layer import LinearLayer, checked_layer
 from .operators.class_axis import INDEX_DTYPES
 from .operators.linear_cross_entropy import LinearLossOptions, composite, composite_statistics
 from .operators.registration import REDUCTIONS, refusal_of_reduction
-from .operators.row_terms import RowTerms, row_terms
+from .operators.row_terms import RowTerms, check_token_weight, row_terms
 from .operators.row_terms import refusal as refusal_of_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
 from .operators.token_statistics import require_floating_point
@@ -42,11 +42,11 @@ def linear_cross_entropy(
     weight: Tensor | None = None,
     reduction: str = "mean",
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float = 0,
     options: Any = None,
-    logit_scale: float = 1.0,
+    logit_scale: float = 1,
     softcap: float | None = None,
-    lse_square_scale: float = 0.0,
+    lse_square_scale: float = 0,
     token_weight: Tensor | None = None,
 ) -> Tensor:
     r"""Cross-entropy of a linear layer, as :func:`torch.nn.functional.linear_cross_entropy`, without the logits.
@@ -135,8 +135,7 @@ def linear_cross_entropy(
             raise ValueError(f"linear_cross_entropy with options beyond torch's: {refusal}")
         note(LINEAR_CROSS_ENTROPY, f"torch: {refusal}")
         return _by_torch(layer, *plain)
-    if token_weight is not None and token_weight.shape != layer.positions:
-        raise ValueError(f"Expected token_weight of shape {list(layer.positions)}, got {list(token_weight.shape)}")
+    check_token_weight(token_weight, layer.positions)
     loss_options = LinearLossOptions(
         layer.num_classes,
         REDUCTIONS[reduction],
@@ -194,7 +193,7 @@ def linear_token_statistics(
     target: Tensor,
     *,
     linear_bias: Tensor | None = None,
-    logit_scale: float = 1.0,
+    logit_scale: float = 1,
     softcap: float | None = None,
     ignore_index: int = -100,
 ) -> TokenStatistics:

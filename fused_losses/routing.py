@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
@@ -29,6 +30,7 @@ from .tracing import constant_while_tracing
 __all__ = [
     "has_overrides",
     "is_autocast",
+    "is_differentiated",
     "is_dtensor",
     "is_served",
     "is_watched",
@@ -37,6 +39,7 @@ __all__ = [
     "promotes",
     "reason_for_torch",
     "reason_of_surroundings",
+    "requires_gradient",
     "without_waiting_wrapper",
 ]
 
@@ -75,9 +78,14 @@ def _has_overriding_type(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 @constant_while_tracing
-def _reason_while_tracing() -> str | None:
+def _is_transform_traced() -> bool:
     """Dynamo follows a transform by entering it: what is true while it traces is true of the graph."""
-    if _are_transforms_active() or forward_ad._current_level >= 0:
+    return _are_transforms_active() or forward_ad._current_level >= 0
+
+
+@constant_while_tracing
+def _reason_while_tracing() -> str | None:
+    if _is_transform_traced():
         return "torch.compile loses derivatives of operators under a transform"
     return _reason_of_exporter()
 
@@ -122,7 +130,7 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
             return _what_is_not_served(tensor)
         if tensor.is_cpu != on_cpu or not (on_cpu or tensor.device == input.device):
             return "the tensors are on several devices"
-        if grad_enabled and tensor.requires_grad:
+        if grad_enabled and requires_gradient(tensor):
             return "a target or weight requires a gradient"
     return None
 
@@ -204,3 +212,23 @@ def promotes(input: Tensor) -> bool:
 def may_be_differentiated(input: Tensor, route: str) -> bool:
     """Whether the loss of this input needs a graph. A transform may differentiate at a level that no flag shows."""
     return (input.requires_grad and torch.is_grad_enabled()) or (route == WATCHED and _are_transforms_active())
+
+
+def requires_gradient(tensor: Tensor) -> bool:
+    """Whether a backward wants its gradient: of this level, or of one below, which no flag of a wrapper shows."""
+    if tensor.requires_grad:
+        return True
+    if torch.compiler.is_dynamo_compiling() or not _are_transforms_active():
+        return False
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+        if tensor.requires_grad:
+            return True
+    return False
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether a derivative for the tensor may be wanted, of any kind and at any level."""
+    is_traced = torch.compiler.is_dynamo_compiling()
+    may_be_forward = _is_transform_traced() if is_traced else forward_ad._current_level >= 0
+    return may_be_forward or (torch.is_grad_enabled() and requires_gradient(tensor))

@@ -27,14 +27,14 @@ class TokenStatistics(NamedTuple):
     entropy: Tensor
     """Of :math:`\\operatorname{softmax}(x)`, in nats."""
     argmax: Tensor
-    """The first of the largest, int64."""
+    """The first of the largest, int64. Logits that a softcap rounds to the same :math:`x` are still told apart."""
 
 
 def token_statistics(
     logits: Tensor,
     target: Tensor,
     *,
-    logit_scale: float = 1.0,
+    logit_scale: float = 1,
     softcap: float | None = None,
     ignore_index: int = -100,
 ) -> TokenStatistics:
@@ -51,7 +51,7 @@ def token_statistics(
 
     Args:
         logits: the class axis last; float32, float64, bfloat16 or float16; rows of any stride.
-        target: class indices: int64, int32 or uint8.
+        target: class indices: int64, int32 or uint8; of other integers by torch's operators.
         logit_scale: a finite number other than 0.
         softcap: a positive number, or ``None``.
         ignore_index: the target without a log-probability. Its row has all the other statistics.
@@ -96,5 +96,5 @@ def token_statistics(
     note("token_statistics", f"torch: {reason}")
     log_prob, log_sum_exp, entropy = composite(options, logits, target)
     with torch.no_grad():
-        argmax = LogitTransform(*options[:2]).transformed(logits).argmax(-1)
+        argmax = LogitTransform(*options[:2]).argmax(logits)
     return TokenStatistics(log_prob, log_sum_exp, entropy, argmax)

@@ -13,11 +13,11 @@ FUSED_LOSSES_HOST_DEVICE inline V point_loss(V point_mass, V log_sum, V shifted_
   return point_mass * (log_sum - shifted_logit);
 }
 
-// Q log S - sum of q (x - m), the loss of the dense mass. With an infinite mass the sum is infinite too, or NaN where
-// x = m; no term q (log S - (x - m)) is.
+// Q log S - sum of q (x - m), the loss of the dense mass. An infinite mass has an infinite loss, also where log S is
+// rounded to 0, and where the sum is NaN, as it is at x = m; but a NaN among the logits, which is in S, stays.
 template <class V>
 FUSED_LOSSES_HOST_DEVICE inline V dense_loss(V mass, V log_sum, V mass_times_x) {
-  return mass * log_sum - (mass == V{} + __builtin_inff() ? V{} : mass_times_x);
+  return mass == V{} + __builtin_inff() ? mass + log_sum : mass * log_sum - mass_times_x;
 }
 
 // (Q + y) p - q - y, the derivative at the target class, in one piece before it is rounded. `point_mass_of_others` is

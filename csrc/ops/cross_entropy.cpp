@@ -24,6 +24,7 @@ constexpr int64_t kBatchPositions = 16;        // or whole batches of rows
 class Call : public CrossEntropyProblem {
  public:
   static constexpr bool kPreparesGradients = true;
+  static constexpr bool kRescalesGradients = false;
 
   Call(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
        const CrossEntropyOptions& options, bool wants_gradient)

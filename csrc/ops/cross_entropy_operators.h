@@ -5,6 +5,8 @@
 //   void run()              the kernels, for what the parameters ask for
 //   Tensor run_to_loss()    the forward, and its losses reduced
 //   kPreparesGradients      whether the gradient may wait for the backward
+//   kRescalesGradients      whether the backward computes the forward's gradient anew in its place, with
+//   void set_gradient(gradient)
 #pragma once
 
 #include <bit>
@@ -15,29 +17,25 @@
 
 namespace fused_losses {
 
-template <class Call>
-struct CrossEntropyOperators {
+// The options are the arguments of CrossEntropyOptions::of, which every schema ends with.
+template <class Call, class Options = decltype(CrossEntropyOptions::of)>
+struct CrossEntropyOperators;
+
+template <class Call, class... Options>
+struct CrossEntropyOperators<Call, CrossEntropyOptions(Options...)> {
   static Tensor loss(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
-                     int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote, double logit_scale,
-                     double softcap, double lse_square_scale, double focal_gamma) {
-    const CrossEntropyOptions options{
-        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
-        lse_square_scale,        focal_gamma};
-    Call call(logits, target, class_weight, options, false);
+                     Options... options) {
+    Call call(logits, target, class_weight, CrossEntropyOptions::of(options...), false);
     call.params.mode = CrossEntropyMode::Loss;
     return call.run_to_loss();
   }
 
   static std::tuple<Tensor, Tensor> with_gradient(const Tensor& logits, const Tensor& target,
-                                                  const std::optional<Tensor>& class_weight, int64_t reduction,
-                                                  int64_t ignore_index, double label_smoothing, bool promote,
-                                                  double grad_output, double logit_scale, double softcap,
-                                                  double lse_square_scale, double focal_gamma) {
-    const CrossEntropyOptions options{
-        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
-        lse_square_scale,        focal_gamma};
-    if (options.reduction == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
-    Call call(logits, target, class_weight, options, true);
+                                                  const std::optional<Tensor>& class_weight, double grad_output,
+                                                  Options... options) {
+    const auto asked = CrossEntropyOptions::of(options...);
+    if (asked.reduction == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
+    Call call(logits, target, class_weight, asked, true);
     Tensor gradient = call.new_gradient();
     call.params.mode = CrossEntropyMode::LossAndGradient;
     call.params.expected_grad_output = grad_output;
@@ -46,45 +44,30 @@ struct CrossEntropyOperators {
   }
 
   static std::tuple<Tensor, Tensor> with_statistics(const Tensor& logits, const Tensor& target,
-                                                    const std::optional<Tensor>& class_weight, int64_t reduction,
-                                                    int64_t ignore_index, double label_smoothing, bool promote,
-                                                    double logit_scale, double softcap, double lse_square_scale,
-                                                    double focal_gamma) {
-    const CrossEntropyOptions options{
-        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
-        lse_square_scale,        focal_gamma};
-    return run_with_statistics(logits, target, class_weight, options);
+                                                    const std::optional<Tensor>& class_weight, Options... options) {
+    return run_with_statistics(logits, target, class_weight, CrossEntropyOptions::of(options...));
   }
 
   // The gradient may wait for the backward with these statistics: see Note [Prepared gradients].
   static std::tuple<Tensor, Tensor> prepared(const Tensor& logits, const Tensor& target,
-                                             const std::optional<Tensor>& class_weight, int64_t reduction,
-                                             int64_t ignore_index, double label_smoothing, bool promote,
-                                             double logit_scale, double softcap, double lse_square_scale,
-                                             double focal_gamma) {
-    const CrossEntropyOptions options{
-        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
-        lse_square_scale,        focal_gamma};
+                                             const std::optional<Tensor>& class_weight, Options... options) {
+    const auto asked = CrossEntropyOptions::of(options...);
     if constexpr (Call::kPreparesGradients) {
-      if (options.reduction != Reduction::None) return prepare(logits, target, class_weight, options);
+      if (asked.reduction != Reduction::None) return prepare(logits, target, class_weight, asked);
     }
-    return run_with_statistics(logits, target, class_weight, options);
+    return run_with_statistics(logits, target, class_weight, asked);
   }
 
   static Tensor backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
-                         const std::optional<Tensor>& class_weight, const Tensor& statistics, int64_t reduction,
-                         int64_t ignore_index, double label_smoothing, bool promote, double logit_scale, double softcap,
-                         double lse_square_scale, double focal_gamma) {
-    const CrossEntropyOptions options{
-        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
-        lse_square_scale,        focal_gamma};
+                         const std::optional<Tensor>& class_weight, const Tensor& statistics, Options... options) {
+    const auto asked = CrossEntropyOptions::of(options...);
     if constexpr (Call::kPreparesGradients) {
       if (PreparedGradients::is_ticket(statistics)) {
-        const CallKey key = key_of(logits, target, class_weight, options);
+        const CallKey key = key_of(logits, target, class_weight, asked);
         if (const auto gradient = PreparedGradients::take(statistics, key, grad_output)) return *gradient;
       }
     }
-    Call call(logits, target, class_weight, options, true);
+    Call call(logits, target, class_weight, asked, true);
     call.set_backward(grad_output, statistics);
     Tensor gradient = call.new_gradient();
     call.run();
@@ -93,14 +76,20 @@ struct CrossEntropyOperators {
 
   static void backward_over_logits(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
                                    const std::optional<Tensor>& class_weight, const Tensor& statistics,
-                                   int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote,
-                                   double logit_scale, double softcap, double lse_square_scale, double focal_gamma) {
-    const CrossEntropyOptions options{
-        to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
-        lse_square_scale,        focal_gamma};
-    Call call(logits, target, class_weight, options, false);
+                                   Options... options) {
+    Call call(logits, target, class_weight, CrossEntropyOptions::of(options...), false);
     call.set_backward(grad_output, statistics);
     call.overwrite_logits(logits);
+    call.run();
+  }
+
+  // A gradient that a forward made for 1, for another grad_output.
+  static void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, const Tensor& logits,
+                               const Tensor& target, const std::optional<Tensor>& class_weight, Options... options) {
+    Call call(logits, target, class_weight, CrossEntropyOptions::of(options...), true);
+    call.set_grad_output(grad_output);
+    call.set_gradient(gradient);
+    call.params.mode = CrossEntropyMode::LossAndGradient;
     call.run();
   }
 
@@ -112,6 +101,8 @@ struct CrossEntropyOperators {
     library.impl("cross_entropy_prepared", TORCH_BOX(&prepared));
     library.impl("cross_entropy_backward", TORCH_BOX(&backward));
     library.impl("cross_entropy_backward_over_logits", TORCH_BOX(&backward_over_logits));
+    if constexpr (Call::kRescalesGradients)
+      library.impl("cross_entropy_rescale_gradient", TORCH_BOX(&rescale_gradient));
   }
 
  private:

@@ -12,6 +12,13 @@
 namespace fused_losses {
 
 struct CrossEntropyOptions {
+  // As the schemas list them.
+  static CrossEntropyOptions of(int64_t reduction, int64_t ignore_index, double label_smoothing, bool promote,
+                                double logit_scale, double softcap, double lse_square_scale, double focal_gamma) {
+    return {to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
+            lse_square_scale,        focal_gamma};
+  }
+
   Reduction reduction;
   int64_t ignore_index;
   double label_smoothing;

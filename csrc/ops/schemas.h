@@ -27,8 +27,8 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   library.def("cross_entropy" CROSS_ENTROPY_ARGUMENTS ") -> Tensor");
   library.def("cross_entropy_forward" CROSS_ENTROPY_ARGUMENTS ") -> Tensor");
   library.def(
-      "cross_entropy_with_gradient(Tensor logits, Tensor target, Tensor? class_weight, int reduction, "
-      "int ignore_index, float label_smoothing, bool promote, float grad_output=1.0" TERMS_OF_A_ROW
+      "cross_entropy_with_gradient(Tensor logits, Tensor target, Tensor? class_weight, float grad_output, "
+      "int reduction, int ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
       ") -> (Tensor loss, Tensor gradient)");
   library.def("cross_entropy_with_statistics" CROSS_ENTROPY_ARGUMENTS ") -> (Tensor loss, Tensor statistics)");
   library.def("cross_entropy_prepared" CROSS_ENTROPY_ARGUMENTS ") -> (Tensor loss, Tensor statistics)");

@@ -6,11 +6,13 @@ that is expected (Note [Expected grad_output]). It hangs on the context, not amo
 else that is saved needs to be intact for it; the backward drops it unless the graph is kept, and a second backward then
 finds the freed saved tensors and raises torch's usual error. Where the graph is kept a copy is handed out, because the
 caller may write into what it gets. For another ``grad_output`` the gradient is computed anew: the same bits, rounded
-once. Only where the input was modified since, which torch allows here, is the one at hand multiplied.
+once. Only where the input was modified since, which torch allows here, is the one at hand multiplied; in float16 it may
+have lost too much to be (65536 is the scale of a loss there), and torch's error of a modified tensor is raised.
 
 Note [Gradient on a device]
 On a GPU the host does not know ``grad_output`` and must not wait for it: the gradient is that for 1, and the device
-computes it anew in its place unless ``grad_output`` is 1.
+computes it anew in its place unless ``grad_output`` is 1. It waits in one case alone, to know whether to raise: that of
+float16 and a modified input.
 
 Note [Watched backwards]
 A backward that is itself differentiated (``create_graph``), transformed, batched, traced or watched by a mode takes the
@@ -30,6 +32,8 @@ from ..operators.class_axis import accumulation_dtype
 from ..operators.registration import MEAN, SUM
 from ..routing import is_watched
 from .scale_history import FOR_ONE
+
+_LOST_IN_SCALING = frozenset({torch.float16})  # gradients of this type have subnormal numbers where a loss is scaled
 
 keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -104,7 +108,7 @@ def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[..., None]) -
     if gradient is None:
         return None
     if scale != ctx.expected:
-        if _saved_intact(ctx) is not None:
+        if _saved_intact(ctx) is not None or gradient.dtype in _LOST_IN_SCALING:
             ctx.gradient = None
             return None
         ctx.expectation.observe_modified_input()
@@ -121,6 +125,8 @@ def _take_on_device(ctx: Any, gradient: Tensor, grad_output: Tensor, rescale: Ca
     else:
         ctx.gradient = None
     saved = _saved_intact(ctx)
+    if saved is None and gradient.dtype in _LOST_IN_SCALING and grad_output.item() != 1:
+        saved = ctx.saved_tensors  # raises
     if saved is not None:
         rescale(grad_output, gradient, *saved)
     else:

@@ -80,9 +80,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         ctx.expected = expected
         arguments = (logits, target, class_weight)
         if expected is not None:
-            loss, ctx.gradient = _ops.cross_entropy_with_gradient(
-                *arguments, reduction, ignore_index, label_smoothing, promote, expected, *terms
-            )
+            loss, ctx.gradient = _ops.cross_entropy_with_gradient(*arguments, expected, *ctx.options)
             ctx.save_for_backward(*arguments, None)
             return loss
         ctx.gradient = None

@@ -38,7 +38,7 @@ class RowLoss(NamedTuple):
 
     def sum_and_gradient(self, logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """The sum of the losses, and the gradient of ``scale`` times it."""
-        arguments = (logits, target, self.class_weight, *self._options(SUM), scale, *self.terms)
+        arguments = (logits, target, self.class_weight, scale, *self._options(SUM), *self.terms)
         return _ops.cross_entropy_with_gradient(*arguments)
 
     def gradient(self, row_scale: Tensor, logits: Tensor, target: Tensor, statistics: Tensor) -> Tensor:

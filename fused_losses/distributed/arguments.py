@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
 from ..operators.registration import REDUCTIONS
-from ..operators.row_terms import row_terms
+from ..operators.row_terms import check_token_weight, row_terms
 
 __all__ = [
     "check_linear",
@@ -114,8 +114,7 @@ def check_options(
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0, not {label_smoothing}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
-    if token_weight is not None and token_weight.shape != target.shape:
-        raise ValueError(f"Expected token_weight of shape {list(target.shape)}, got {list(token_weight.shape)}")
+    check_token_weight(token_weight, target.shape)
 
 
 def stand_in(target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,11 @@ def loss_and_kept(
         losses = losses + options.lse_square_scale * statistics.log_sum_exp.square()
     losses = torch.where(statistics.counts, losses, 0)
     kept = Kept(losses, *(getattr(statistics, name) for name in Kept._fields[1:]))
-    weighted = losses.clone() if token_weight is None else losses * token_weight.reshape(-1).to(losses.dtype)
+    if token_weight is None:
+        weighted = losses.clone()
+    else:  # what counts for nothing may be infinite
+        factor = token_weight.reshape(-1).to(losses.dtype)
+        weighted = torch.where(factor == 0, 0, losses * factor)
     if options.reduction == "none":
         return weighted.view(sizes), kept
     loss = weighted.sum()

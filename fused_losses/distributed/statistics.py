@@ -210,7 +210,7 @@ class _Packed:
         tail: list[Tensor] = []
         if vocabulary.wants_weighted:
             weight_sum = factor.new_full((), vocabulary.num_classes) if weight is None else weight.sum()
-            rows["weighted"] = sums.weighted + change * weight_sum
+            rows["weighted"] = sums.weighted + torch.where(change == 0, 0, change * weight_sum)
             tail = [torch.stack((weight_sum, factor.new_full((), vocabulary.num_classes)))]
         if with_all_rows:
             rows = {name: rows[name] if name in rows else torch.zeros_like(factor) for name in _ROWS}
@@ -254,7 +254,9 @@ class _Packed:
             log_prob=log_prob,
             log_sum_exp=log_sum_exp,
             entropy=zeros if times_x is None else log_sum - times_x / total,
-            weighted_log_prob=zeros if weighted is None else torch.where(counts, weighted - totals[0] * log_sum, 0),
+            weighted_log_prob=zeros
+            if weighted is None
+            else torch.where(counts, _of_dense(totals[0], log_sum, weighted), 0),
             target_weight=counts.to(total.dtype) if target_weight is None else target_weight.clone(),
             argmax=torch.where(argmax < 0, argmax - _BEFORE_ANY_CLASS, argmax),
             saved=torch.stack((self._shift, total, others, zeros if times_x is None else times_x)),
@@ -262,3 +264,8 @@ class _Packed:
             counts=counts,
             totals=totals,
         )
+
+
+def _of_dense(mass: Tensor, log_sum: Tensor, mass_times_x: Tensor) -> Tensor:
+    """The negated loss of the dense mass, as in ``csrc/core/cross_entropy_formulas.h``."""
+    return torch.where(mass == torch.inf, -(mass + log_sum), mass_times_x - mass * log_sum)

@@ -8,30 +8,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .registration import are_transforms_active
 
-def other_gradients(
-    ctx: Any, loss_function: Callable[..., Tensor], tensors: Sequence[Tensor | None], grad_output: Tensor
+
+def pulled_back(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], needed: Sequence[bool], grad_output: Tensor
 ) -> list[Tensor | None]:
-    """The gradients of ``loss_function(*tensors)`` for all tensors but the first that ``ctx`` needs them of.
+    """The gradients of ``function(*tensors)`` for the tensors that need one.
 
     Note [Hooks of saved tensors]
     ``torch.autograd.grad`` with respect to a tensor runs the hooks that hang on it, which the backward around this call
     is about to run itself. So the formula is given aliases, which carry no hook of anybody's.
+
+    Note [Graphs of transforms]
+    What a transform has saved may be a stack of a vmap around it, or of a level that is no more: jacrev pulls back when
+    its level is left. Of such tensors no graph is recorded here, and a transform of its own differentiates the formula.
+    Elsewhere ``torch.autograd.grad`` does, which costs less and serves batches of the old kind.
     """
-    needed = [False] + [
-        tensor is not None and needs for tensor, needs in zip(tensors[1:], ctx.needs_input_grad[1:], strict=False)
-    ]
-    if not any(needed):
-        return [None] * (len(tensors) - 1)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-        wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if needs]
-        loss = loss_function(*aliases)
-        gradients = iter(
-            torch.autograd.grad(loss, wanted, grad_output, create_graph=create_graph)  # type: ignore[arg-type]
-        )
-    return [next(gradients) if needs else None for needs in needed[1:]]
+        wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if alias is not None and needs]
+        if has_graph := not are_transforms_active() and all(alias.requires_grad for alias in wanted):
+            result = function(*aliases)
+            gradients = torch.autograd.grad(result, wanted, grad_output, create_graph=create_graph, allow_unused=True)
+    if not has_graph:
+
+        def of_wanted(*values: Tensor) -> Tensor:
+            rest = iter(values)
+            return function(*(next(rest) if needs else alias for alias, needs in zip(aliases, needed, strict=True)))
+
+        gradients = torch.func.vjp(of_wanted, *wanted)[1](grad_output)
+    found = iter(gradients)
+    return [next(found) if needs else None for needs in needed]
+
+
+def other_gradients(
+    ctx: Any, loss_function: Callable[..., Tensor], tensors: Sequence[Tensor | None], grad_output: Tensor
+) -> list[Tensor | None]:
+    """The gradients of ``loss_function(*tensors)`` for all tensors but the first that ``ctx`` needs them of."""
+    needed = needed_gradients(ctx, tensors)
+    needed[0] = False
+    return pulled_back(loss_function, tensors, needed, grad_output)[1:] if any(needed) else [None] * (len(tensors) - 1)
 
 
 def second_gradients(
@@ -45,16 +63,16 @@ def second_gradients(
         arguments: the gradient of the loss, then the loss's tensors.
         direction: of the shape of the first of them.
     """
-    needed = [tensor is not None and needs for tensor, needs in zip(arguments, ctx.needs_input_grad, strict=False)]
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in arguments]
-        grad_output, input, *others = aliases
+
+    def gradient(grad_output: Tensor, input: Tensor, *others: Tensor | None) -> Tensor:
         # A transform of its own, since at this level the input may need no gradient.
         pull_back = torch.func.vjp(lambda x: loss_function(x, *others), input)[1]
-        (gradient,) = pull_back(grad_output)
-        wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if needs]
-        seconds = iter(
-            torch.autograd.grad(gradient, wanted, direction, create_graph=create_graph, allow_unused=True)  # type: ignore[arg-type]
-        )
-    return [next(seconds) if needs else None for needs in needed]
+        of_input: Tensor = pull_back(grad_output)[0]
+        return of_input
+
+    return pulled_back(gradient, arguments, needed_gradients(ctx, arguments), direction)
+
+
+def needed_gradients(ctx: Any, tensors: Sequence[Tensor | None]) -> list[bool]:
+    """Of which of an operator's leading tensors its derivative needs gradients."""
+    return [tensor is not None and needs for tensor, needs in zip(tensors, ctx.needs_input_grad, strict=False)]

@@ -91,9 +91,9 @@ def _fake_loss(
 
 
 def _fake_with_gradient(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None, *options: Any
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, grad_output: float, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    return _fake_loss(logits, target, class_weight, *options[:4]), torch.empty_like(logits)
+    return _fake_loss(logits, target, class_weight, *options), torch.empty_like(logits)
 
 
 def _fake_with_statistics(
@@ -124,9 +124,10 @@ def composite(options: _Options, logits: Tensor, target: Tensor, class_weight: T
     if target.dtype == torch.int32:
         target = target.long()
     if promote:
-        logits = logits.float()
-        target = target.float() if target.is_floating_point() else target
-        class_weight = None if class_weight is None else class_weight.float()
+        dtype = accumulation_dtype(logits.dtype)
+        logits = logits.to(dtype)
+        target = target.to(dtype) if is_probability(target) else target
+        class_weight = None if class_weight is None else class_weight.to(dtype)
     return torch_function("cross_entropy")(
         logits,
         target,
@@ -218,12 +219,13 @@ def _row_scale(
         scale: Tensor = mass.sum(dim)
         return scale * (grad_output / scale.numel() if reduction == MEAN else grad_output)
     weights = target_weights(target, class_weight, ignore_index, dtype)
-    mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
-    smoothed = weights * (1 - label_smoothing) + label_smoothing * mean_weight
-    mass = torch.where(is_counted(target, ignore_index), smoothed, 0)
+    smoothed = weights
+    if label_smoothing:  # 0 times an infinite weight is none of its business
+        mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
+        smoothed = weights * (1 - label_smoothing) + label_smoothing * mean_weight
     if reduction == MEAN:
         grad_output = grad_output / mean_denominator(target, class_weight, ignore_index, logits)
-    return torch.where(mass != 0, mass * grad_output, 0)
+    return torch.where(is_counted(target, ignore_index), smoothed * grad_output, 0)
 
 
 # Batching: a stack of samples is one longer sample, unreduced; each sample is reduced on its own afterwards.

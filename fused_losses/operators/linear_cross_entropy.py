@@ -128,5 +128,5 @@ def composite_statistics(
     with autocast_is_off(input.device.type):
         logits = linear_logits(input, weight, bias)
         with torch.no_grad():
-            argmax = LogitTransform(*options[:2]).transformed(logits).argmax(-1)
+            argmax = LogitTransform(*options[:2]).argmax(logits)
         return (*statistics_of_tokens(options, logits, target), argmax)

@@ -38,6 +38,10 @@ class LogitTransform(NamedTuple):
         """dx / dl where x has this unit."""
         return (1 - unit) * (1 + unit) * self.logit_scale if self.softcap else self.logit_scale
 
+    def argmax(self, logits: Tensor) -> Tensor:
+        """The first of the largest x along the last axis: by the logits, of which a softcap rounds several to one x."""
+        return (logits if self.logit_scale > 0 else -logits).argmax(-1)
+
     def transformed(self, logits: Tensor) -> Tensor:
         unit = self.unit(logits)
         return unit if self.factor == 1 else unit * self.factor

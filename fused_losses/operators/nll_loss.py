@@ -75,8 +75,9 @@ def composite(options: _Options, input: Tensor, target: Tensor, weight: Tensor |
     if target.dtype == torch.int32:
         target = target.long()
     if promote:
-        input = input.float()
-        weight = None if weight is None else weight.float()
+        dtype = accumulation_dtype(input.dtype)
+        input = input.to(dtype)
+        weight = None if weight is None else weight.to(dtype)
     return torch_function("nll_loss")(
         input, target, weight, ignore_index=ignore_index, reduction=("none", "mean", "sum")[reduction]
     )

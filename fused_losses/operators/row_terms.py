@@ -52,6 +52,23 @@ def refuse_tensors(*options: Any) -> None:
         raise TypeError("the scales of a loss are numbers: multiply the logits by a tensor that is to be learned")
 
 
+def check_token_weight(token_weight: Tensor | None, sizes: Sequence[int]) -> None:
+    """Whether the weights of tokens are real numbers, one for each loss.
+
+    Raises:
+        TypeError: they are no tensor, or of a complex type, of which a real loss would lose a part.
+        ValueError: their shape is not that of the losses.
+    """
+    if token_weight is None:
+        return
+    if not isinstance(token_weight, Tensor):
+        raise TypeError(f"token_weight must be a tensor, not {type(token_weight).__name__}")
+    if token_weight.is_complex():
+        raise TypeError(f"token_weight must be real, not {token_weight.dtype}")
+    if token_weight.shape != tuple(sizes):
+        raise ValueError(f"Expected token_weight of shape {list(sizes)}, got {list(token_weight.shape)}")
+
+
 def has_terms(options: Sequence[float]) -> bool:
     """Whether the operators' trailing options are other than their defaults, which a graph may spell out."""
     return bool(options) and tuple(options) != RowTerms()

@@ -12,6 +12,7 @@ from .._cuda import is_cuda_available
 from ..torch_losses import torch_function
 from .batching import batch_first
 from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype, is_counted
+from .composite import needed_gradients, pulled_back
 from .logit_transform import LogitTransform
 from .registration import Operator, call
 
@@ -107,23 +108,19 @@ def _differentiate(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | Non
 def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
     """Through torch's own operators. What was saved depends on the logits, whose part has it all."""
     *grads, logits, target, _ = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:4]
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in (*grads, logits)]
-        *grad_aliases, x = aliases
-        assert x is not None
+
+    def gradient(*aliases: Tensor | None) -> Tensor:
+        *grads, x = aliases
         results, pull_back = torch.func.vjp(lambda x: composite(ctx.options, x, target), x)[:2]
         cotangents = tuple(
             torch.zeros_like(result) if grad is None else grad.to(result.dtype)
-            for grad, result in zip(grad_aliases, results, strict=True)
+            for grad, result in zip(grads, results, strict=True)
         )
-        (gradient,) = pull_back(cotangents)
-        wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if alias is not None and needs]
-        seconds = iter(torch.autograd.grad(gradient, wanted, direction, create_graph=create_graph, allow_unused=True))
-    found = [
-        next(seconds) if alias is not None and needs else None for alias, needs in zip(aliases, needed, strict=True)
-    ]
+        of_logits: Tensor = pull_back(cotangents)[0]
+        return of_logits
+
+    tensors = (*grads, logits)
+    found = pulled_back(gradient, tensors, needed_gradients(ctx, tensors), direction)
     return (*found, None, None, None, None, None)
 
 

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from losses import BINARY_CROSS_ENTROPY_WITH_LOGITS, CLASS_LOSSES, CROSS_ENTROPY, LOSSES, REDUCTIONS, sample
+from losses import (
+    BINARY_CROSS_ENTROPY_WITH_LOGITS,
+    BINARY_LOSSES,
+    CLASS_LOSSES,
+    CROSS_ENTROPY,
+    LOSSES,
+    REDUCTIONS,
+    sample,
+)
 from parity import run
 
 # Rows of few classes, of many, and a strided class axis: each may save something else for the backward.
@@ -122,7 +130,28 @@ def test_logits_overwritten_after_the_forward(reduction, shape, dtype, device):
     assert torch.equal(leaf.grad, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, *BINARY_LOSSES], ids=repr)
+@pytest.mark.parametrize("scale", [1e-6, 1 / 1024, 65536.0])
+def test_a_scaled_float16_loss_of_overwritten_input_is_an_error(loss, scale, device):
+    """Multiplied, its subnormal numbers would be wrong; whatever was prepared after the losses before."""
+    input, target = sample(loss, (1024, 128) if device == "cpu" else (32, 10), torch.float16, device)
+    leaf = input.clone().requires_grad_()
+    (loss.ours(leaf, target) * scale).backward()
+    for factor in (1.0, scale):
+        leaf = input.clone().requires_grad_()
+        activation = leaf * 1
+        value = loss.ours(activation, target) * factor
+        activation.detach().fill_(0.5)
+        try:
+            value.backward()
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+        else:
+            expected = run(loss.ours, input, target, torch.tensor(factor, dtype=value.dtype, device=device)).gradient
+            assert torch.equal(leaf.grad, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_logits_overwritten_before_the_backward_of_a_scaled_loss(dtype, device):
     """A 16-bit gradient cannot be computed anew then; it is scaled, and rounded a second time."""
     logits, target = sample(CROSS_ENTROPY, (6, 5), dtype, device)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from losses import CROSS_ENTROPY, LOSSES, REDUCTIONS, sample, sample_class_probabilities
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import fused_losses
 
@@ -62,6 +63,14 @@ def test_dynamic_shapes(loss, device):
         input, target = sample(loss, (num_rows, 5), device=device)
         ours, torchs = (loss_and_gradient(step, input, target) for step in (compiled, loss.torchs))
         torch.testing.assert_close(ours, torchs, rtol=FEW_ROUNDINGS, atol=FEW_ROUNDINGS)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_dynamic_shapes_are_traced_once(loss):
+    """See Note [Defaults of numbers] in fused_losses/functional.py."""
+    backend = CompileCounterWithBackend("aot_eager")
+    torch.compile(lambda *tensors: loss.ours(*tensors), backend=backend, dynamic=True)(*sample(loss, (6, 5)))
+    assert backend.frame_count == 1
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)

@@ -116,6 +116,37 @@ def rows_of_any_shape_and_stride(rank: int) -> None:
 
 
 @case_of(2)
+def infinite_rows_and_weights(rank: int) -> None:
+    """A row of weight 0 may be infinite; a class of infinite weight makes every smoothed loss so."""
+    for shards in layouts(rank):
+        logits, target = problem(shards)
+        target[1] = 0
+        logits[1] = -torch.inf
+        token_weight = torch.ones(target.shape)
+        token_weight[1] = 0.0
+        for reduction in REDUCTIONS:
+            options: dict[str, Any] = {"token_weight": token_weight, "reduction": reduction}
+            loss, gradient = outcome(vocab_parallel_cross_entropy, logits[:, shards.mine], target, **options)
+            whole = outcome(fused_losses.functional.cross_entropy, logits, target, **options)
+            torch.testing.assert_close(loss, whole[0])
+            others = torch.arange(7) != 1  # of which torch's gradient is NaN, ignored or not
+            torch.testing.assert_close(gradient[others], whole[1][others][:, shards.mine])
+            assert (gradient[1] == 0).all()
+        logits = torch.randn(7, shards.num_classes)
+        logits[:, -1] += 40.0
+        weight = torch.ones(shards.num_classes)
+        weight[1] = torch.inf
+        losses = vocab_parallel_cross_entropy(
+            logits[:, shards.mine],
+            torch.zeros(7, dtype=torch.int64),
+            weight=weight[shards.mine],
+            label_smoothing=0.1,
+            reduction="none",
+        )
+        assert (losses == torch.inf).all(), losses
+
+
+@case_of(2)
 def no_tensor_of_the_logits_size_but_the_gradient(rank: int) -> None:
     """Neither for rows that are a view with gaps, nor for smoothing, whose blocks are smaller than these logits."""
     shards = layouts(rank)[0]

@@ -9,11 +9,12 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from losses import REDUCTIONS
 from parity import assert_not_less_exact
 from torch.autograd import gradcheck, gradgradcheck
 
 import fused_losses
-from fused_losses.functional import cross_entropy
+from fused_losses.functional import cross_entropy, linear_cross_entropy
 
 SHAPES = [(13, 5), (9, 64), (7, 65), (20, 300), (5, 2500), (3, 21, 7, 3), (2, 130, 40), (6,)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -184,6 +185,25 @@ def test_token_weights(device, shape, probability):
     token_weight.view(-1)[2] = 0
     for reduction, terms in itertools.product(("mean", "sum", "none"), ({}, ALL_DENSE)):
         check(logits, target, reduction=reduction, token_weight=token_weight, **terms)
+
+
+@pytest.mark.parametrize("function", [cross_entropy, linear_cross_entropy])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_type_of_token_weights_is_not_the_losses(function, dtype):
+    arguments = (torch.randn(4, 5), torch.randn(5, 5)) if function is linear_cross_entropy else (torch.randn(4, 5),)
+    arguments, target = [tensor.bfloat16() for tensor in arguments], torch.arange(4)
+    plain = torch.ones(4)
+    for reduction in REDUCTIONS:
+        for labels in (target, torch.rand(4, 5).softmax(1)):
+            for enabled in (False, True):
+                with torch.autocast("cpu", enabled=enabled):
+                    weights = (None, plain, plain.to(dtype))
+                    losses = [function(*arguments, labels, reduction=reduction, token_weight=w) for w in weights]
+                assert len({loss.dtype for loss in losses}) == 1
+    with pytest.raises(TypeError, match="token_weight must be real"):
+        function(*arguments, target, token_weight=torch.ones(4, dtype=torch.complex64))
+    with pytest.raises(TypeError, match="token_weight must be a tensor"):
+        function(*arguments, target, token_weight=[1.0] * 4)
 
 
 def test_token_weights_get_their_gradient():

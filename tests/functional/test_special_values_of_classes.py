@@ -250,6 +250,40 @@ def test_an_infinite_weight_of_an_absent_class(shape, by_probability, reduction,
     assert (ours.loss == INF).all()
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("by_probability", [False, True])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 100), (4, 3000), (4, 5, 3), (2, 100, 3)], ids=str)
+def test_an_infinite_weight_beside_a_confident_class(shape, by_probability, reduction, device):
+    """The sum of the exponentials is rounded to that of one class, whose logarithm is 0."""
+    logits = torch.randn(shape, device=device)
+    logits[:, -1] += 40.0
+    weight = torch.ones(shape[1], device=device)
+    weight[1] = INF
+    target = torch.zeros(shape[:1] + shape[2:], dtype=torch.int64, device=device)
+    target = torch.rand(shape, device=device).softmax(1) if by_probability else target
+    options = dict(weight=weight, label_smoothing=0.1, reduction=reduction)
+    loss = CROSS_ENTROPY.ours(logits, target, **options)
+    assert (loss == INF).all()
+    torch.testing.assert_close(loss, CROSS_ENTROPY.torchs(logits, target, **options))
+    logits[:, 0] = torch.nan
+    assert CROSS_ENTROPY.ours(logits, target, **options).isnan().all()
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, INF], [0.0, 0.0, 1.0]], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_second_derivatives_with_weights_of_absent_classes(weights, reduction, device):
+    """Infinite ones are nobody's business without smoothing; a mean of no weight is NaN in every derivative."""
+    logits, target = torch.randn(4, 3, device=device), torch.tensor([0, 1, -100, 0], device=device)
+    weight = torch.tensor(weights, device=device)
+    seconds = []
+    for function in (CROSS_ENTROPY.ours, CROSS_ENTROPY.torchs):
+        leaf = logits.clone().requires_grad_()
+        loss = function(leaf, target, weight=weight, reduction=reduction).sum()
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        seconds.append(torch.autograd.grad(gradient[0, 0], leaf)[0])
+    torch.testing.assert_close(*seconds, equal_nan=True)
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("shape", [(4, 5), (4, 100), (4, 3000), (4, 5, 3)], ids=str)
 def test_targets_without_weight(shape, label_smoothing, device):

@@ -5,11 +5,13 @@ import itertools
 import pytest
 import torch
 from parity import assert_not_less_exact
+from torch.overrides import TorchFunctionMode
 
 import fused_losses
 from fused_losses.functional import (
     TokenStatistics,
     entropy_from_logits,
+    linear_token_statistics,
     selective_log_softmax,
     selective_log_softmax_and_entropy,
     token_statistics,
@@ -386,3 +388,23 @@ def test_which_way_a_call_goes(device):
     fused_losses.routes(reset=True)
     token_statistics(logits, target)
     assert fused_losses.routes()["token_statistics"] == {"kernel": 1}
+
+
+class PassingOn(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("logit_scale", [1.0, -0.7])
+def test_the_largest_logit_is_found_where_a_softcap_rounds_several_to_one(device, dtype, logit_scale):
+    """On every route: torch's operators, too, ask the logits."""
+    logits = (torch.randn(5, 300, device=device) * 200).to(dtype)
+    target = torch.zeros(5, dtype=torch.int64, device=device)
+    expected = (logits if logit_scale > 0 else -logits).argmax(-1)
+    options = dict(softcap=1.0, logit_scale=logit_scale)
+    assert torch.equal(token_statistics(logits, target, **options).argmax, expected)
+    with PassingOn():
+        assert torch.equal(token_statistics(logits, target, **options).argmax, expected)
+    head = torch.eye(300, dtype=dtype, device=device)
+    assert torch.equal(linear_token_statistics(logits, head, target, **options).argmax, expected)

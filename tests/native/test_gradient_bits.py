@@ -48,7 +48,7 @@ def check_cross_entropy(shape: tuple[int, ...], dtype: torch.dtype, kind: str) -
         for reduction in (MEAN, SUM):
             options = (-100, smoothing, False)
             operands = (values[: shape[0], ..., : shape[-1]], target, weight)
-            _, gradient = _ops.cross_entropy_with_gradient(*operands, reduction, *options, SCALE)
+            _, gradient = _ops.cross_entropy_with_gradient(*operands, SCALE, reduction, *options)
             _, statistics = _ops.cross_entropy_with_statistics(*operands, reduction, *options)
             grad_output = scalar(SCALE, dtype)
             backward = _ops.cross_entropy_backward(grad_output, *operands, statistics, reduction, *options)
@@ -87,7 +87,7 @@ def test_streamed_rows() -> None:
     for num_classes in (600, 3000):
         logits = torch.randn(2**24 // num_classes + 1, num_classes)
         operands = (logits, torch.randint(num_classes, logits.shape[:1]), None)
-        _, gradient = _ops.cross_entropy_with_gradient(*operands, MEAN, -100, 0.1, False, SCALE)
+        _, gradient = _ops.cross_entropy_with_gradient(*operands, SCALE, MEAN, -100, 0.1, False)
         _, statistics = _ops.cross_entropy_with_statistics(*operands, MEAN, -100, 0.1, False)
         grad_output = torch.tensor(SCALE)
         assert torch.equal(
@@ -134,36 +134,24 @@ def test_binary_on_every_device(device: str, name: str, dtypes: tuple[torch.dtyp
     check_elementwise(name, *dtypes)
 
 
-@pytest.mark.parametrize("kind", TARGETS)
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize("device", ["emulated"], indirect=True)
-def test_rescaling_cross_entropy(device: str, dtype: torch.dtype, kind: str) -> None:
-    """What a GPU does with the gradient that its forward made for 1."""
-    for shape in EMULATED_SHAPES:
-        logits, target, weight, smoothing = cross_entropy_problem(shape, dtype, kind)
-        arguments = (logits, target, weight, MEAN, -100, smoothing, False)
-        _, rescaled = _ops.cross_entropy_with_gradient(*arguments)
-        _ops.cross_entropy_rescale_gradient(scalar(SCALE, dtype), rescaled, *arguments)
-        _, gradient = _ops.cross_entropy_with_gradient(*arguments, SCALE)
-        assert torch.equal(gradient, rescaled)
-
-
-TERMS = ((-0.7, 0.0, 1e-2, 0.0), (1.4, 3.0, 1e-2, 0.0))  # logit_scale, softcap, lse_square_scale, focal_gamma
+# logit_scale, softcap, lse_square_scale, focal_gamma
+TERMS = ((1.0, 0.0, 0.0, 0.0), (-0.7, 0.0, 1e-2, 0.0), (1.4, 3.0, 1e-2, 0.0))
 FOCAL_TERMS = ((1.0, 0.0, 0.0, 1.5), (1.4, 3.0, 1e-2, 0.5))
 
 
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("device", ["emulated"], indirect=True)
-def test_rescaling_cross_entropy_with_terms(device: str, dtype: torch.dtype, kind: str) -> None:
+def test_rescaling_cross_entropy(device: str, dtype: torch.dtype, kind: str) -> None:
+    """What a GPU does with the gradient that its forward made for 1."""
     for shape in EMULATED_SHAPES:
-        logits, target, weight, smoothing = cross_entropy_problem(shape, dtype, kind)
-        arguments = (logits, target, weight, MEAN, -100, smoothing, False)
-        takes_focal_terms = smoothing == 0 and not target.is_floating_point()
+        *operands, smoothing = cross_entropy_problem(shape, dtype, kind)
+        takes_focal_terms = smoothing == 0 and not operands[1].is_floating_point()
         for terms in TERMS + (FOCAL_TERMS if takes_focal_terms else ()):
-            _, rescaled = _ops.cross_entropy_with_gradient(*arguments, 1.0, *terms)
-            _ops.cross_entropy_rescale_gradient(scalar(SCALE, dtype), rescaled, *arguments, *terms)
-            _, gradient = _ops.cross_entropy_with_gradient(*arguments, SCALE, *terms)
+            options = (MEAN, -100, smoothing, False, *terms)
+            _, rescaled = _ops.cross_entropy_with_gradient(*operands, 1.0, *options)
+            _ops.cross_entropy_rescale_gradient(scalar(SCALE, dtype), rescaled, *operands, *options)
+            _, gradient = _ops.cross_entropy_with_gradient(*operands, SCALE, *options)
             assert torch.equal(gradient, rescaled)
 
 

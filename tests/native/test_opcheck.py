@@ -31,8 +31,8 @@ def test_cross_entropy(options: tuple[int, int, float, bool], weighted: bool) ->
     torch.library.opcheck(_ops.cross_entropy_forward, arguments, test_utils=BUILDING_BLOCK)
     torch.library.opcheck(_ops.cross_entropy_with_statistics, arguments, test_utils=BUILDING_BLOCK)
     if options[0] != 0:
-        torch.library.opcheck(_ops.cross_entropy_with_gradient, arguments, test_utils=BUILDING_BLOCK)
-        torch.library.opcheck(_ops.cross_entropy_with_gradient, (*arguments, 0.5), test_utils=BUILDING_BLOCK)
+        with_grad_output = (*arguments[:3], 0.5, *options)
+        torch.library.opcheck(_ops.cross_entropy_with_gradient, with_grad_output, test_utils=BUILDING_BLOCK)
     loss, statistics = _ops.cross_entropy_with_statistics(*arguments)
     torch.library.opcheck(
         _ops.cross_entropy_backward,
@@ -44,10 +44,10 @@ def test_cross_entropy(options: tuple[int, int, float, bool], weighted: bool) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cross_entropy_with_probabilities(dtype: torch.dtype) -> None:
     logits = torch.randn(5, 9).to(dtype)
-    arguments = (logits, torch.randn(5, 9).softmax(1), None, 1, -100, 0.0, False)
-    torch.library.opcheck(_ops.cross_entropy_forward, arguments, test_utils=BUILDING_BLOCK)
-    torch.library.opcheck(_ops.cross_entropy_with_gradient, arguments, test_utils=BUILDING_BLOCK)
-    torch.library.opcheck(_ops.cross_entropy_with_statistics, arguments, test_utils=BUILDING_BLOCK)
+    tensors, options = (logits, torch.randn(5, 9).softmax(1), None), (1, -100, 0.0, False)
+    torch.library.opcheck(_ops.cross_entropy_forward, (*tensors, *options), test_utils=BUILDING_BLOCK)
+    torch.library.opcheck(_ops.cross_entropy_with_gradient, (*tensors, 1.0, *options), test_utils=BUILDING_BLOCK)
+    torch.library.opcheck(_ops.cross_entropy_with_statistics, (*tensors, *options), test_utils=BUILDING_BLOCK)
 
 
 @pytest.mark.parametrize("reduction", [0, 1, 2])

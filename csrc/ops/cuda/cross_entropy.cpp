@@ -10,6 +10,7 @@ namespace {
 class Call : public CrossEntropyProblem {
  public:
   static constexpr bool kPreparesGradients = false;
+  static constexpr bool kRescalesGradients = true;
 
   Call(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
        const CrossEntropyOptions& options, bool wants_gradient)
@@ -70,25 +71,9 @@ class Call : public CrossEntropyProblem {
   const double* denominator_ = nullptr;
 };
 
-void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, const Tensor& logits, const Tensor& target,
-                      const std::optional<Tensor>& class_weight, int64_t reduction, int64_t ignore_index,
-                      double label_smoothing, bool promote, double logit_scale, double softcap, double lse_square_scale,
-                      double focal_gamma) {
-  const CrossEntropyOptions options{
-      to_reduction(reduction), ignore_index, label_smoothing, promote, logit_scale, softcap,
-      lse_square_scale,        focal_gamma};
-  Call call(logits, target, class_weight, options, true);
-  call.set_grad_output(grad_output);
-  call.set_gradient(gradient);
-  call.params.mode = CrossEntropyMode::LossAndGradient;
-  call.run();
-}
-
 }  // namespace
 }  // namespace fused_losses::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(FUSED_LOSSES_LIBRARY, FUSED_LOSSES_DISPATCH_KEY, library) {
-  using namespace fused_losses::cuda;
-  fused_losses::CrossEntropyOperators<Call>::implement(library);
-  library.impl("cross_entropy_rescale_gradient", TORCH_BOX(&rescale_gradient));
+  fused_losses::CrossEntropyOperators<fused_losses::cuda::Call>::implement(library);
 }
