@@ -30,7 +30,7 @@ from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.elementwise import autocast_dtype
 from .operators.elementwise import refusal as refusal_of_elementwise
 from .operators.nll_loss import refusal as refusal_of_nll_loss
-from .operators.registration import REDUCTIONS
+from .operators.registration import REDUCTIONS, refusal_of_reduction
 from .operators.row_terms import RowTerms, row_terms
 from .operators.row_terms import refusal as refusal_of_terms
 from .route_log import note
@@ -92,13 +92,8 @@ def _autocast_target(target: Tensor) -> Tensor:
 # Why torch's own function takes a call, or None. Everything is asked before anything is computed.
 
 
-def _against_reduction(reduction: str) -> str | None:
-    known = isinstance(reduction, str) and reduction in REDUCTIONS
-    return None if known else "the reduction is none of 'none', 'mean' and 'sum'"
-
-
 def _checked_reduction(reduction: str) -> str:
-    if (reason := _against_reduction(reduction)) is not None:
+    if (reason := refusal_of_reduction(reduction)) is not None:
         raise ValueError(reason)
     return reduction
 
@@ -113,7 +108,7 @@ def _against_cross_entropy(
 ) -> str | None:
     return (
         reason_for_torch(input, target, weight)
-        or _against_reduction(reduction)
+        or refusal_of_reduction(reduction)
         or refusal_of_cross_entropy(input, target, weight, ignore_index, label_smoothing, promotes(input))
     )
 
@@ -123,7 +118,7 @@ def _against_nll_loss(
 ) -> str | None:
     return (
         reason_for_torch(input, target, weight)
-        or _against_reduction(reduction)
+        or refusal_of_reduction(reduction)
         or refusal_of_nll_loss(input, target, weight, ignore_index, promotes(input))
     )
 
@@ -131,7 +126,7 @@ def _against_nll_loss(
 def _against_binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> str | None:
     return (
         reason_for_torch(input, target, weight)
-        or _against_reduction(reduction)
+        or refusal_of_reduction(reduction)
         or refusal_of_binary_cross_entropy(input, autocast_dtype(target), target, weight)
     )
 
@@ -141,7 +136,7 @@ def _against_binary_cross_entropy_with_logits(
 ) -> str | None:
     return (
         reason_for_torch(input, target, weight, pos_weight)
-        or _against_reduction(reduction)
+        or refusal_of_reduction(reduction)
         or refusal_of_elementwise(input, autocast_dtype(target), target, weight, pos_weight)
     )
 

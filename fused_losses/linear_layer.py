@@ -12,7 +12,7 @@ from .operators.class_axis import FLOAT_DTYPES, accumulation_dtype
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .routing import HALF_DTYPES, is_autocast, promotes
 
-__all__ = ["LinearLayer", "autocast_cast", "checked_layer"]
+__all__ = ["LinearLayer", "autocast_layer", "checked_layer"]
 
 
 class LinearLayer(NamedTuple):
@@ -61,9 +61,7 @@ class LinearLayer(NamedTuple):
         input = self.input.reshape(self.num_rows(), self.input.shape[-1])
         weight = self.weight if self.weight.dim() == 2 else self.weight.reshape(num_logits, self.weight.shape[-1])
         bias = self.bias if self.bias is None or self.bias.dim() == 1 else self.bias.reshape(num_logits)
-        if not is_autocast(input):
-            return input, weight, bias
-        return autocast_cast(input), autocast_cast(weight), None if bias is None else autocast_cast(bias)
+        return autocast_layer(input, weight, bias)
 
     def logits_dtype(self) -> torch.dtype:
         input = self.input
@@ -107,8 +105,14 @@ def _is_cast(tensor: Tensor) -> bool:
     return is_autocast(tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
-def autocast_cast(tensor: Tensor) -> Tensor:
-    """As autocast casts an argument of a linear layer: no float64."""
+def autocast_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As autocast casts the arguments of a linear layer, where it is on: no float64."""
+    if not is_autocast(input):
+        return input, weight, bias
+    return _autocast_cast(input), _autocast_cast(weight), None if bias is None else _autocast_cast(bias)
+
+
+def _autocast_cast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if _is_cast(tensor) else tensor
 
 

@@ -16,7 +16,7 @@ from .autograd.linear_token_statistics import LinearTokenStatisticsFunction, fus
 from .linear_layer import LinearLayer, checked_layer
 from .operators.class_axis import INDEX_DTYPES
 from .operators.linear_cross_entropy import LinearLossOptions, composite, composite_statistics
-from .operators.registration import REDUCTIONS
+from .operators.registration import REDUCTIONS, refusal_of_reduction
 from .operators.row_terms import RowTerms, check_token_weight, row_terms
 from .operators.row_terms import refusal as refusal_of_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
@@ -91,7 +91,9 @@ def linear_cross_entropy(
 
     Raises:
         IndexError: a class index is neither in :math:`[0, C)` nor ``ignore_index``.
-        ValueError: ``softcap`` or ``logit_scale`` is out of range, or ``token_weight`` has another shape.
+        ValueError: an option beyond torch's is out of range, ``token_weight`` has another shape, or such options are
+            asked of tensors or a reduction that only torch may know.
+        TypeError: a scale or a softcap is a tensor.
         RuntimeError: as torch's function.
 
     Example::
@@ -223,6 +225,7 @@ def linear_token_statistics(
     Raises:
         IndexError: a target is neither in :math:`[0, V)` nor ``ignore_index``.
         ValueError: ``softcap`` or ``logit_scale`` is out of range, or the target's shape or type does not fit.
+        TypeError: one of these two is a tensor.
         RuntimeError: the shapes of input, weight and bias do not fit, or their types.
         NotImplementedError: they are of no floating-point type.
 
@@ -282,9 +285,7 @@ def _refusal(
     label_smoothing: float,
 ) -> str | None:
     """Why the call is no problem for us, or ``None``: torch knows the error, if it is one."""
-    if reduction not in REDUCTIONS:
-        return "the reduction is none of 'none', 'mean' and 'sum'"
-    return layer.refusal(target, weight, ignore_index, label_smoothing)
+    return refusal_of_reduction(reduction) or layer.refusal(target, weight, ignore_index, label_smoothing)
 
 
 def _against_chunks(

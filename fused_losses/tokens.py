@@ -65,7 +65,8 @@ def token_statistics(
 
     Raises:
         IndexError: a target is neither in :math:`[0, V)` nor ``ignore_index``.
-        ValueError: ``softcap`` is not positive, the targets are no integers, or the shapes do not fit.
+        ValueError: ``softcap`` or ``logit_scale`` is out of range, targets are no integers, or shapes do not fit.
+        TypeError: one of these two is a tensor.
         NotImplementedError: the logits are of no floating-point type.
 
     Where a mode or a subclass overrides torch's functions, torch's own operators compute the same.

@@ -7,7 +7,8 @@ namespace fused_losses::cuda {
 namespace {
 
 // x is a factor times a unit: the logit or its tangent. Differences are taken of units, so that the largest x has z = 0
-// whatever the compiler contracts. Made by the host, which divides once.
+// whatever the compiler contracts. Without a softcap the factor is logit_scale with its sign, and the unit the logit as
+// it is: unlike in Note [Units] in cross_entropy_terms.cuh. Made by the host, which divides once.
 template <class A, bool kSoftcapped>
 struct LogitTransform {
   A factor;

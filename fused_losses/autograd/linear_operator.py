@@ -14,6 +14,7 @@ from torch import Tensor
 from ..operators.class_axis import accumulation_dtype
 from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off, empty_gradients
 from ..operators.registration import NONE
+from .first_derivative import first_derivative_only
 from .linear_cross_entropy import LinearProblem
 from .linear_recomputed import recomputed_linear_cross_entropy
 
@@ -66,15 +67,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     _, *gradients = output
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*gradients)
+    ctx.save_for_backward(*gradients, *inputs[:3])  # the inputs only so that a second derivative is noticed
     ctx.dtype = inputs[0].dtype
     ctx.num_arguments = len(inputs)
 
 
-def _differentiate(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+@first_derivative_only("linear losses in a compiled graph")
+def _differentiate(ctx: Any, saved: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     found: list[Tensor | None] = [None] * ctx.num_arguments
     if grad_output is not None:
-        for i, gradient in enumerate(ctx.saved_tensors):
+        for i, gradient in enumerate(saved[:3]):
             if ctx.needs_input_grad[i]:
                 found[i] = (gradient * grad_output.to(gradient.dtype)).to(ctx.dtype)
     return tuple(found)

@@ -74,9 +74,8 @@ def _recomputed_backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, 
 @_recomputed_backward.register_fake
 def _(grad_output: Tensor, input: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
     token_weight, wanted = others[3], others[5]
-    return *empty_gradients(input, weight, wanted[:3]), token_weight.new_empty(token_weight.shape) if wanted[
-        5
-    ] else input.new_empty(0)
+    of_token_weight = token_weight.new_empty(token_weight.shape) if wanted[5] else input.new_empty(0)
+    return *empty_gradients(input, weight, wanted[:3]), of_token_weight
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -6,7 +6,6 @@ statistics.py.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -14,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
-from ..operators.row_terms import check_token_weight
+from ..operators.registration import REDUCTIONS
+from ..operators.row_terms import check_token_weight, row_terms
 
 __all__ = [
     "check_linear",
@@ -26,8 +26,6 @@ __all__ = [
     "name_of_group",
     "stand_in",
 ]
-
-_REDUCTIONS = ("none", "mean", "sum")
 
 
 def name_of_group(group: dist.ProcessGroup | None) -> str:
@@ -107,16 +105,14 @@ def check_options(
     token_weight: Tensor | None,
     logit_scale: float,
     softcap: float | None,
+    lse_square_scale: float = 0.0,
     label_smoothing: float = 0.0,
     reduction: str = "none",
 ) -> None:
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
-        raise ValueError(f"softcap must be positive, not {softcap}")
-    if not math.isfinite(logit_scale) or logit_scale == 0:
-        raise ValueError(f"logit_scale must be finite and not 0, not {logit_scale}")
+    row_terms(logit_scale, softcap, lse_square_scale, focal_gamma=0.0)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0, not {label_smoothing}")
-    if reduction not in _REDUCTIONS:
+    if reduction not in REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
     check_token_weight(token_weight, target.shape)
 

@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from ..operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
+from ..operators.class_axis import accumulation_dtype
+from ..operators.cross_entropy import is_probability, loss_dtype
+from ..operators.cross_entropy import refusal as refusal_of_cross_entropy
+from ..routing import promotes
 from .loss import Kept, LossOptions
 from .operators import cross_entropy
 from .sum_over_rows import sum_over_rows
@@ -20,18 +23,17 @@ from .sum_over_rows import sum_over_rows
 __all__ = ["cross_entropy_of_dtensors", "refusal"]
 
 
-def refusal(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float) -> str | None:
-    """Why torch takes the call, or ``None``."""
-    if not (type(input) is type(target) is DTensor and (weight is None or type(weight) is DTensor)):
+def refusal(
+    input: DTensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> str | None:
+    """Why torch takes the call of (batch, classes), or ``None``."""
+    if not (type(target) is DTensor and (weight is None or type(weight) is DTensor)):
         return "not all tensors are DTensors"
-    if input.dim() != 2 or target.dim() != 1 or target.size(0) != input.size(0):
-        return "the logits have another shape than batch and classes, or the targets than batch"
-    if input.dtype not in FLOAT_DTYPES or target.dtype not in INDEX_DTYPES:
-        return "the logits are of another type, or the targets no class indices"
-    if reduction not in ("none", "mean", "sum") or not 0.0 <= label_smoothing <= 1.0:
-        return "torch says what is wrong"
-    if any(tensor.device_mesh != input.device_mesh for tensor in (target, weight) if tensor is not None):
-        return "the tensors are on several meshes"
+    reason = refusal_of_cross_entropy(input, target, weight, ignore_index, label_smoothing, promotes(input))
+    if reason is not None:
+        return reason
+    if is_probability(target):
+        return "the targets are no class indices"
     if sum(_is_by_classes(placement) for placement in input.placements) != 1:
         return "the classes are not spread over one dimension of the mesh"
     for ours, of_target in zip(input.placements, target.placements, strict=True):
@@ -40,8 +42,8 @@ def refusal(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str
             return "the targets are placed otherwise than the rows"
     if weight is None:
         return None
-    if weight.shape != input.shape[1:] or weight.requires_grad or not weight.is_floating_point():
-        return "there is not one weight per class, or it is differentiated"
+    if weight.requires_grad:
+        return "the weight requires a gradient"
     for ours, of_weight in zip(input.placements, weight.placements, strict=True):
         if of_weight != Replicate() and not (of_weight == Shard(0) and _is_by_classes(ours)):
             return "the weights are placed otherwise than the classes"
@@ -56,7 +58,7 @@ def cross_entropy_of_dtensors(
     reduction: str,
     label_smoothing: float,
 ) -> Tensor:
-    """A DTensor of the input's type, as torch's function gives; what rows are spread over stays so, or is a part."""
+    """A DTensor of the type that torch's function gives: replicated, or of unreduced losses placed as the rows."""
     assert isinstance(input, DTensor) and isinstance(target, DTensor)  # refusal() has asked
     assert weight is None or isinstance(weight, DTensor)
     mesh = input.device_mesh
@@ -79,10 +81,11 @@ def cross_entropy_of_dtensors(
         softcap=None,
         lse_square_scale=0.0,
     )
+    dtype = loss_dtype(input, target, promotes(input))
     of_rows = partial(cross_entropy, logits, indices, local_weight, None, *options)
     if reduction == "none":
         placements = [Shard(0) if i in by_rows else Replicate() for i in range(mesh.ndim)]
-        losses = of_rows()[0].to(input.dtype)
+        losses = of_rows()[0].to(dtype)
         return DTensor.from_local(losses, mesh, placements, run_check=False, shape=target.shape, stride=(1,))
 
     def sum_and_denominator() -> tuple[Tensor, Tensor]:
@@ -92,7 +95,7 @@ def cross_entropy_of_dtensors(
     # An error of some rows is raised by all ranks that have them: the ranks that have others hear of it here.
     total, denominator = sum_over_rows(sum_and_denominator, mesh, by_rows, accumulation_dtype(input.dtype))
     loss = total / denominator if reduction == "mean" else total
-    return DTensor.from_local(loss.to(input.dtype), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return DTensor.from_local(loss.to(dtype), mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def _is_by_classes(placement: Placement) -> bool:

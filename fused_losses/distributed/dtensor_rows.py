@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from ..operators.class_axis import accumulation_dtype
-from ..operators.registration import NONE, REDUCTIONS, SUM
-from ..routing import is_served, without_waiting_wrapper
+from ..operators.registration import NONE, SUM
+from ..routing import without_waiting_wrapper
 from .local_losses import LOSSES, LocalLoss
 from .sum_over_rows import sum_over_rows
 
@@ -25,26 +25,14 @@ _Weights = tuple[Tensor | None, ...]
 _Options = tuple[object, ...]
 
 
-def refusal(
-    name: str, input: DTensor, target: Tensor, weights: _Weights, reduction: str, options: _Options
-) -> str | None:
+def refusal(name: str, input: DTensor, target: Tensor, weights: _Weights, options: _Options) -> str | None:
     """Why torch takes the call, or ``None``: the same on all ranks, whatever rows they have."""
-    if not (isinstance(reduction, str) and reduction in REDUCTIONS):
-        return "the reduction is none of 'none', 'mean' and 'sum'"
     if input.numel() == 0:
         return "the input is empty"
-    if input.device_mesh.get_coordinate() is None:
-        return "this rank is not in the mesh"
-    with torch.no_grad():
-        own_rows = without_waiting_wrapper(input.to_local())
-    if not is_served(own_rows):
-        return "there are no kernels for the tensors of the ranks"
-    constants = [tensor for tensor in (target, *weights) if tensor is not None]
-    for tensor in constants:
-        if type(tensor) is DTensor:
-            if tensor.device_mesh != input.device_mesh:
-                return "the tensors are on several meshes"
-        elif not _is_replicated_implicitly(tensor):
+    for tensor in (target, *weights):
+        if tensor is None:
+            continue
+        if not (type(tensor) is DTensor or _is_replicated_implicitly(tensor)):
             return "not all tensors are DTensors"
         if tensor.device != input.device:
             return "the tensors are on several devices"
@@ -56,8 +44,8 @@ def refusal(
     axis = loss.class_dim(input)
     if any(placement == Shard(axis) for placement in input.placements if axis is not None):
         return "the classes are spread, and the loss is another than cross_entropy of (batch, classes)"
-    if not all(type(placement) is Shard or not placement.is_shard() for placement in input.placements):
-        return "the rows are not spread in their order"
+    if not all(_is_in_order(placement) for placement in input.placements):
+        return "the input is not spread in its order"
     return None
 
 
@@ -124,6 +112,11 @@ def _of_weight(weight: Tensor, input: Tensor, loss: LocalLoss, placements: Seque
 
 def _without_axis(placement: Placement, axis: int) -> Placement:
     return Shard(placement.dim - 1) if isinstance(placement, Shard) and placement.dim > axis else placement
+
+
+def _is_in_order(placement: Placement) -> bool:
+    """``_StridedShard`` is not, which some versions of torch take for a ``Shard`` and others do not."""
+    return type(placement) is Shard or placement.is_replicate() or placement.is_partial()
 
 
 def _is_replicated_implicitly(tensor: Tensor) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor
 
-from ..linear_layer import autocast_cast
+from ..linear_layer import autocast_layer
 from ..operators.row_terms import refuse_tensors
-from ..routing import is_autocast
 from . import operators
 from .arguments import name_of_group
 from .loss import LossOptions
@@ -89,14 +88,7 @@ def vocab_parallel_linear_cross_entropy(
         softcap,
         lse_square_scale,
     )
-    layer = _as_autocast(input, linear_weight_local, linear_bias)
+    layer = autocast_layer(input, linear_weight_local, linear_bias)  # here: the backward computes these logits again
     tensors = (*layer, target, weight, token_weight)
     loss: Tensor = operators.linear_cross_entropy(*tensors, reduce_input_gradient, *options)[0]
     return loss
-
-
-def _as_autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """In the types that autocast gives a linear layer; the backward must compute the very logits of the forward."""
-    if not is_autocast(input):
-        return input, weight, bias
-    return autocast_cast(input), autocast_cast(weight), None if bias is None else autocast_cast(bias)

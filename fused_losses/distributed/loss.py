@@ -35,9 +35,9 @@ class LossOptions(NamedTuple):
         return LogitTransform(self.logit_scale, self.softcap or 0.0)
 
     @property
-    def checked(self) -> tuple[float, float | None, float, str]:
+    def checked(self) -> tuple[float, float | None, float, float, str]:
         """As :func:`fused_losses.distributed.arguments.check_options` takes them."""
-        return self.logit_scale, self.softcap, self.label_smoothing, self.reduction
+        return self.logit_scale, self.softcap, self.lse_square_scale, self.label_smoothing, self.reduction
 
     def vocabulary(self, num_classes: int, class_weight: Tensor | None) -> Vocabulary:
         return Vocabulary(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..autograd.first_derivative import first_derivative_only
 from ..operators.class_axis import accumulation_dtype
 from ..operators.linear_cross_entropy import autocast_is_off, empty_gradients
 from ..operators.logit_transform import LogitTransform
@@ -27,7 +28,6 @@ from .arguments import (
     group_of_name,
     stand_in,
 )
-from .first_derivative import first_derivative_only
 from .loss import Kept, LossOptions, gradients_of_loss, gradients_of_sums, loss_and_kept
 from .of_linear import Layer, gradients_of_layer, statistics_of_layer
 from .shard import GradientsOfSums, gradient_of_shard
@@ -45,6 +45,7 @@ _OPTIONS = (
 _KEPT = ", ".join(f"Tensor {name}" for name in Kept._fields)
 _NUM_KEPT = len(Kept._fields)
 _LOSS_AND_KEPT = f"({', '.join(['Tensor'] * (1 + _NUM_KEPT))})"
+_first_derivative_only = first_derivative_only("losses of a vocabulary that is spread over ranks")
 
 
 def _operator(name: str, schema: str, *, speaks: bool) -> Callable[[Callable[..., Any]], CustomOpDef]:
@@ -157,13 +158,13 @@ def _(grad_output: Tensor, logits: Tensor, weight: Any, token_weight: Tensor | N
     return of_logits, _empty_like(token_weight, logits)
 
 
-@first_derivative_only
-def _differentiate(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+@_first_derivative_only
+def _differentiate(ctx: Any, saved: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     _refuse_weight(ctx, 2)
     found: list[Tensor | None] = [None] * (4 + len(ctx.options))
     if grad_output is None:
         return tuple(found)
-    logits, _target, weight, token_weight, *kept = ctx.saved_tensors
+    logits, _target, weight, token_weight, *kept = saved
     wants_logits, *_, wants_token_weight = ctx.needs_input_grad[:4]
     of_logits, of_token_weight = _cross_entropy_backward(
         grad_output, logits, weight, token_weight, *kept, wants_logits, *ctx.options
@@ -266,14 +267,14 @@ def _(
     return *empty_gradients(input, linear_weight, others[_NUM_KEPT]), _empty_like(token_weight, input)
 
 
-@first_derivative_only
-def _differentiate_linear(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+@_first_derivative_only
+def _differentiate_linear(ctx: Any, saved: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     _refuse_weight(ctx, 4)
     found: list[Tensor | None] = [None] * (6 + len(ctx.options))
     if grad_output is None:
         return tuple(found)
-    *layer, _target, weight, token_weight = ctx.saved_tensors[:6]
-    kept, wanted = ctx.saved_tensors[6:], list(ctx.needs_input_grad[:3])
+    *layer, _target, weight, token_weight = saved[:6]
+    kept, wanted = saved[6:], list(ctx.needs_input_grad[:3])
     *of_layer, of_token_weight = _linear_cross_entropy_backward(
         grad_output, *layer, weight, token_weight, *kept, wanted, *ctx.options
     )
@@ -370,12 +371,12 @@ def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
     ctx.transform = inputs[-2:]
 
 
-@first_derivative_only
-def _differentiate_statistics(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+@_first_derivative_only
+def _differentiate_statistics(ctx: Any, saved: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
     grads = grad_outputs[:3]
     gradient = None
     if any(grad is not None for grad in grads):
-        gradient = _token_statistics_backward(*grads, *ctx.saved_tensors, *ctx.transform)
+        gradient = _token_statistics_backward(*grads, *saved, *ctx.transform)
     return (gradient, None, None, None, None, None, None)
 
 

@@ -7,8 +7,8 @@ size is sent. In the tail of the first stands whether all ranks can go on: the n
 that the maximum tells whether all are the same, and the rank that raised an error. On a CPU that is read at once. On a
 GPU it is read after the second reduction, so that nobody waits between the two; a rank whose options are wrong might
 ask for other sums than the rest, so all rows there are go into that reduction, those that nobody asked for as zeros.
-A rank whose arguments are wrong takes part as a shard without classes and raises its
-error then; all others raise one that names it.
+A rank whose arguments are wrong takes part as a shard without classes and raises its error then; all others raise one
+that names it.
 """
 
 from __future__ import annotations

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from ..autograd.eager import saves_through_hooks
 from ..functional import cross_entropy, linear_cross_entropy
 from ..routing import HALF_DTYPES
 
 __all__ = ["DeferredLogits", "DeferringLinear", "float32_cross_entropy"]
 
 _SAME = {Tensor.contiguous}
-_SCALES = {Tensor.mul: 1, torch.mul: 1, Tensor.div: -1, torch.div: -1, torch.true_divide: -1}
+_SCALES: dict[Any, Callable[[float, float], float]] = {
+    **dict.fromkeys((Tensor.mul, torch.mul), operator.mul),
+    **dict.fromkeys((Tensor.div, torch.div, torch.true_divide), operator.truediv),
+}
 _TANH = {Tensor.tanh, torch.tanh}
 # What a tensor without memory knows of itself.
 _KNOWN = {
@@ -37,12 +44,121 @@ class _Layer(NamedTuple):
     autocast_dtype: torch.dtype | None
     versions: tuple[int, ...]
 
+    @classmethod
+    def of(cls, input: Tensor, weight: Tensor, bias: Tensor | None) -> _Layer:
+        """As it is called here and now."""
+        device = input.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if input.dtype == torch.float64:
+            autocast = None
+        return cls(input, weight, bias, autocast, _versions(input, weight, bias))
+
     def autocast(self, *, float32_loss: bool = False) -> AbstractContextManager[Any]:
         """As it was when the layer was called: its loss may be asked for elsewhere."""
         dtype = self.autocast_dtype
         if dtype is None and float32_loss and self.input.dtype in HALF_DTYPES:
             dtype = self.input.dtype
         return torch.autocast(self.input.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+_Operations = tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...]
+
+
+class _Deferral:
+    """What a tensor of deferred logits and its node in the graph know: how to make them, and what was made."""
+
+    def __init__(self, layer: _Layer, operations: _Operations, hooks: dict[int, Callable[[Tensor], Any]]) -> None:
+        self.layer, self.operations = layer, operations
+        self.hooks = hooks
+        """Of FSDP: they gather the weight, so they run before the layer's backward, whether there are logits or not."""
+        self.logits: Tensor | None = None
+
+    def made(self) -> Tensor:
+        """The logits."""
+        if self.logits is None:
+            self.check_layer()
+            # Whoever asks first: another may differentiate them. And what the layer saves is nothing that a checkpoint
+            # around who asks has to compute again.
+            with torch.enable_grad(), _saving_as_it_is():
+                self.logits = self.hooked(self._computed(*self.layer[:3]))
+        return self.logits
+
+    def _computed(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        with self.layer.autocast():
+            logits = F.linear(input, weight, bias)
+        for function, arguments in self.operations:
+            logits = function(logits, *arguments)
+        return logits
+
+    def gradients(self, grad_output: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
+        """Of the layer's tensors. From logits of its own: the graph of those that were made may be freed already."""
+        for hook in self.hooks.values():
+            hook(grad_output)
+        self.check_layer()
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in self.layer[:3]]
+            wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if alias is not None and needs]
+            logits = self._computed(*aliases)  # type: ignore[arg-type]
+            found = iter(torch.autograd.grad(logits, wanted, grad_output, create_graph=create_graph))
+        return [next(found) if needs else None for needs in needed]
+
+    def check_layer(self) -> None:
+        """That it is what it was when it was called."""
+        if _versions(*self.layer[:3]) != self.layer.versions:
+            raise RuntimeError(
+                "the weight of the head or its input was changed in place since: read the logits and compute their "
+                "loss before the optimizer's step, or use `integrations.transformers.unfused_linear_head`"
+            )
+        if self.hooks and not self.layer.weight.untyped_storage().size():
+            raise RuntimeError(
+                "the weight of the head has no memory now: fully_shard freed it after the forward in which the head "
+                "was called. Compute the loss and read the logits before, in the model's forward, or call "
+                "set_reshard_after_forward(False, recurse=False) of the module that is sharded with the head"
+            )
+
+    def hooked(self, result: Tensor) -> Tensor:
+        """The logits or their loss."""
+        for hook in self.hooks.values() if result.requires_grad else ():
+            result.register_hook(hook)  # type: ignore[no-untyped-call]
+        return result
+
+    def scale_and_softcap(self) -> tuple[float, float | None] | None:
+        """``logit_scale`` and ``softcap`` of the operations so far, or ``None``: these are others, or made already."""
+        before = after = 1.0
+        capped = False
+        for function, arguments in self.operations:
+            if function in _TANH:
+                if capped:
+                    return None
+                capped = True
+            elif function in _SCALES:
+                factor = _SCALES[function](1.0, float(arguments[0]))
+                before, after = (before, after * factor) if capped else (before * factor, after)
+        if self.logits is not None or (capped and not 0 < after < math.inf):
+            return None
+        scale = before * after if capped else before
+        return (scale, after if capped else None) if math.isfinite(scale) and scale != 0 else None
+
+
+class _Node(torch.autograd.Function):
+    """The way of a gradient to the layer from what takes deferred logits without ``__torch_function__``.
+
+    So do a ``Function``, a reentrant checkpoint among them, and DistributedDataParallel where it looks for parameters
+    that are not used.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, deferral: _Deferral, dtype: torch.dtype, *layer: Tensor | None) -> Tensor:
+        ctx.deferral = deferral
+        ctx.set_materialize_grads(False)
+        return _without_memory(deferral.layer, dtype, requires_grad=False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Any, ...]:
+        needed = ctx.needs_input_grad[2:]
+        gradients = [None for _ in needed] if grad_output is None else ctx.deferral.gradients(grad_output, needed)
+        return (None, None, *gradients)
 
 
 class DeferredLogits(Tensor):
@@ -53,86 +169,26 @@ class DeferredLogits(Tensor):
     makes the logits, once, and goes on with them: it costs what it would have cost, and gives the same.
     """
 
-    _layer: _Layer
-    _operations: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...]
-    _logits: Tensor | None
-    _hooks: dict[int, Callable[[Tensor], Any]]
-    """Of FSDP: they gather the weight, so they run before the layer's backward, whether there are logits or not."""
-
-    @staticmethod
-    def __new__(
-        cls,
-        layer: _Layer,
-        dtype: torch.dtype,
-        operations: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...] = (),
-        hooks: dict[int, Callable[[Tensor], Any]] | None = None,
-    ) -> DeferredLogits:
-        deferred: DeferredLogits = Tensor._make_wrapper_subclass(
-            cls,
-            (*layer.input.shape[:-1], layer.weight.shape[0]),
-            dtype=dtype,
-            device=layer.input.device,
-            requires_grad=any(t is not None and t.requires_grad for t in layer[:3]),
-        )
-        deferred._layer, deferred._operations, deferred._logits = layer, operations, None
-        deferred._hooks = OrderedDict() if hooks is None else hooks
-        return deferred
+    _deferral: _Deferral
 
     @classmethod
-    def of(cls, input: Tensor, weight: Tensor, bias: Tensor | None) -> DeferredLogits:
-        device = input.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        if input.dtype == torch.float64:
-            autocast = None
-        return cls(_Layer(input, weight, bias, autocast, _versions(input, weight, bias)), autocast or input.dtype)
+    def of(cls, deferral: _Deferral, dtype: torch.dtype) -> DeferredLogits:
+        layer = deferral.layer
+        if torch._C._are_functorch_transforms_active():  # which would take the type from what a Function returns
+            requires_grad = any(t is not None and t.requires_grad for t in layer[:3])
+            deferred = _without_memory(layer, dtype, requires_grad=requires_grad)
+        else:
+            deferred = _Node.apply(deferral, dtype, *layer[:3])  # type: ignore[no-untyped-call]
+        deferred._deferral = deferral
+        return deferred
+
+    @property
+    def are_made(self) -> bool:
+        return self._deferral.logits is not None
 
     def made(self) -> Tensor:
         """The logits."""
-        if self._logits is None:
-            self.check_layer()
-            with torch.enable_grad():  # whoever asks first: another may differentiate them
-                with self._layer.autocast():
-                    logits = F.linear(*self._layer[:3])
-                for function, arguments in self._operations:
-                    logits = function(logits, *arguments)
-            self._logits = self.hooked(logits)
-        return self._logits
-
-    def check_layer(self) -> None:
-        """That it is what it was when it was called."""
-        if _versions(*self._layer[:3]) != self._layer.versions:
-            raise RuntimeError(
-                "the weight of the head or its input was changed in place since: read the logits and compute their "
-                "loss before the optimizer's step, or use `integrations.transformers.unfused_linear_head`"
-            )
-        if self._hooks and not self._layer.weight.untyped_storage().size():
-            raise RuntimeError(
-                "the weight of the head has no memory now: fully_shard freed it after the forward in which the head "
-                "was called. Compute the loss and read the logits before, in the model's forward, or call "
-                "set_reshard_after_forward(False, recurse=False) of the module that is sharded with the head"
-            )
-
-    def hooked(self, result: Tensor) -> Tensor:
-        """The logits or their loss."""
-        for hook in self._hooks.values() if result.requires_grad else ():
-            result.register_hook(hook)  # type: ignore[no-untyped-call]
-        return result
-
-    def scale_and_softcap(self) -> tuple[float, float | None] | None:
-        """``logit_scale`` and ``softcap`` of the operations so far, or ``None``: these are others, or made already."""
-        before = after = 1.0
-        capped = False
-        for function, arguments in self._operations:
-            if function in _TANH:
-                if capped:
-                    return None
-                capped = True
-            elif function in _SCALES:
-                factor = float(arguments[0]) ** _SCALES[function]
-                before, after = (before, after * factor) if capped else (before * factor, after)
-        if self._logits is not None or (capped and after <= 0):
-            return None
-        return (before * after, after) if capped else (before, None)
+        return self._deferral.made()
 
     @classmethod
     def __torch_function__(
@@ -142,21 +198,40 @@ class DeferredLogits(Tensor):
             if func in _KNOWN:
                 return func(*args, **(kwargs or {}))
             self = args[0] if args else None
-            if isinstance(self, DeferredLogits) and self._logits is None and not kwargs:
+            if isinstance(self, DeferredLogits) and not self.are_made and not kwargs:
+                deferral = self._deferral
                 if func in _SAME and len(args) == 1:
                     return self
                 if _is_deferrable(func, args):
                     dtype = torch.float32 if _is_float(func, args) else self.dtype
-                    return cls(self._layer, dtype, (*self._operations, (func, args[1:])), self._hooks)
+                    operations = (*deferral.operations, (func, args[1:]))
+                    return cls.of(_Deferral(deferral.layer, operations, deferral.hooks), dtype)
                 if func is Tensor.register_hook and _is_of_fsdp(args[1]):
-                    handle = RemovableHandle(self._hooks)
-                    self._hooks[handle.id] = args[1]
+                    handle = RemovableHandle(deferral.hooks)
+                    deferral.hooks[handle.id] = args[1]
                     return handle
         return func(*_made(args), **_made(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise RuntimeError(f"{func} got logits that are not made: use `integrations.transformers.unfused_linear_head`")
+
+
+def _without_memory(layer: _Layer, dtype: torch.dtype, *, requires_grad: bool) -> DeferredLogits:
+    """Of the shape of the layer's output."""
+    sizes, device = (*layer.input.shape[:-1], layer.weight.shape[0]), layer.input.device
+    empty: DeferredLogits = Tensor._make_wrapper_subclass(
+        DeferredLogits, sizes, dtype=dtype, device=device, requires_grad=requires_grad
+    )
+    return empty
+
+
+def _saving_as_it_is() -> AbstractContextManager[Any]:
+    return saved_tensors_hooks(_identity, _identity) if saves_through_hooks() else nullcontext()
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _made(arguments: Any) -> Any:
@@ -194,7 +269,8 @@ class DeferringLinear(nn.Linear):
             keep_weight = getattr(self, "set_reshard_after_forward", None)  # where fully_shard was given this layer
             if keep_weight is not None:
                 keep_weight(False, recurse=False)  # the loss is yet to read it
-            return DeferredLogits.of(input, self.weight, self.bias)
+            layer = _Layer.of(input, self.weight, self.bias)
+            return DeferredLogits.of(_Deferral(layer, (), OrderedDict()), layer.autocast_dtype or input.dtype)
         return super().forward(input)
 
 
@@ -216,15 +292,16 @@ def float32_cross_entropy(
     options: dict[str, Any] = dict(reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing)
     target = target.reshape(-1)
     if isinstance(logits, DeferredLogits):
-        terms = logits.scale_and_softcap()
+        deferral = logits._deferral
+        terms = deferral.scale_and_softcap()
         if terms is not None:
-            logits.check_layer()
-            layer = logits._layer
+            deferral.check_layer()
+            layer = deferral.layer
             input = layer.input.reshape(-1, layer.input.shape[-1])
             options.update(logit_scale=terms[0], softcap=terms[1])
             with layer.autocast(float32_loss=True):
                 loss = linear_cross_entropy(input, layer.weight, target, linear_bias=layer.bias, **options)
-            return logits.hooked(loss).float()
+            return deferral.hooked(loss).float()
         logits = logits.made()
     logits = logits.reshape(-1, logits.shape[-1])
     if logits.dtype == torch.float64:

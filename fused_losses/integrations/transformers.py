@@ -74,7 +74,11 @@ def enable(model: PreTrainedModel | None = None) -> None:
 
 
 def disable(model: PreTrainedModel | None = None) -> None:
-    """Undo :func:`enable`; of a model, also :func:`fused_linear_head`."""
+    """Undo :func:`enable`; of a model, also :func:`fused_linear_head`.
+
+    Raises:
+        TypeError: as :func:`unfused_linear_head`, or ``model`` is none of transformers'.
+    """
     if model is None:
         _replace(_STOCK)
         LabelSmoother.__call__ = _stock_smoothed_loss
@@ -133,7 +137,7 @@ def unfused_linear_head(model: PreTrainedModel) -> None:
     """Undo :func:`fused_linear_head`. The loss stays fused: see :func:`disable`.
 
     Raises:
-        TypeError: the head was sharded by itself since.
+        TypeError: the head was sharded by itself since, or ``model`` is none of transformers'.
     """
     head = _head(_checked(model))
     if type(head) is DeferringLinear:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..functional import linear_token_statistics
+from ..operators.linear_cross_entropy import autocast_is_off
 
 __all__ = ["head_function"]
 
@@ -20,7 +21,7 @@ def head_function(stock: Any) -> Any:
 
     Args:
         stock: that class. It serves where something else is asked for: the sum of squared probabilities, the mean of
-            capped logits, a weight that DeepSpeed gathers anew for the backward.
+            capped logits, logits times 0, a weight that DeepSpeed gathers anew for the backward.
     """
 
     class ChunkedLogProbFunction:
@@ -42,6 +43,7 @@ def head_function(stock: Any) -> Any:
             if (
                 not _ANSWERED.issuperset(outputs)
                 or ("mean_logits" in outputs and softcap is not None)
+                or logit_scale == 0
                 or hasattr(weight, "ds_id")
             ):
                 options = (temperature, chunk_size, softcap, logit_scale, outputs)
@@ -72,6 +74,7 @@ def _of_its_type(parameter: Tensor, hidden: Tensor) -> Tensor:
 
 
 def _mean_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Of each row: its product with the mean of the classes' weights."""
-    means = hidden.float() @ weight.mean(0, dtype=torch.float32)
+    """Of each row: its product with the mean of the classes' weights, in float32 under autocast too."""
+    with autocast_is_off(hidden.device.type):
+        means = hidden.float() @ weight.mean(0, dtype=torch.float32)
     return means if bias is None else means + bias.detach().mean(dtype=torch.float32)

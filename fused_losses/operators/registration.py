@@ -19,13 +19,20 @@ from torch import Tensor
 
 from .. import _ops
 
-__all__ = ["MEAN", "NONE", "REDUCTIONS", "SUM", "Operator", "call", "register"]
+__all__ = ["MEAN", "NONE", "REDUCTIONS", "SUM", "Operator", "call", "refusal_of_reduction", "register"]
 
 # The operators' numbers of the reductions, as torch.nn._reduction has them.
 NONE = 0
 MEAN = 1
 SUM = 2
 REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
+
+
+def refusal_of_reduction(reduction: Any) -> str | None:
+    """Why it is no reduction, or ``None``."""
+    known = isinstance(reduction, str) and reduction in REDUCTIONS
+    return None if known else "the reduction is none of 'none', 'mean' and 'sum'"
+
 
 are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 below_autograd = torch._C._AutoDispatchBelowAutograd

@@ -15,6 +15,7 @@ from losses import (
     BINARY_CROSS_ENTROPY,
     BINARY_CROSS_ENTROPY_WITH_LOGITS,
     CROSS_ENTROPY,
+    LOSSES,
     NLL_LOSS,
     REDUCTIONS,
     Loss,
@@ -24,9 +25,11 @@ from losses import (
 from several_ranks import case, case_of
 from sharded import IGNORED, of_all_ranks, raised
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication
+from torch.distributed.tensor.placement_types import _StridedShard
 
 import fused_losses
 from fused_losses.distributed import dtensor_rows, sum_over_rows
@@ -304,6 +307,76 @@ def sums_of_16_bits(rank: int) -> None:
         torch.testing.assert_close(whole.double(), expected, rtol=2 * torch.finfo(whole.dtype).eps, atol=0)
         ours.backward()
         assert leaf.grad.dtype == dtype
+
+
+# What is torch's, whatever is spread
+
+WAYS: list[tuple[Placement, Placement]] = [(Shard(0), Shard(0)), (Shard(1), Replicate())]  # of logits and targets
+
+
+@case_of(2)
+def a_rank_outside_the_mesh(rank: int) -> None:
+    mesh = DeviceMesh("cpu", [0])
+    problem = problems(4)[0]
+    expected = problem.loss.torchs(problem.input, problem.target)
+    for placements in WAYS:
+        arguments = [spread(x, mesh, [y]) for x, y in zip((problem.input, problem.target), placements, strict=True)]
+        loss = problem.loss.ours(*arguments).to_local()
+        explained = fused_losses.explain(problem.loss.ours, *arguments)
+        if rank == 0:
+            assert_same(loss, expected)
+            assert explained.startswith("kernel")
+        else:
+            assert explained.endswith("this rank is not in the mesh")
+
+
+@case_of(2)
+def fake_tensors_in_dtensors(rank: int) -> None:
+    """They stand for sizes: a memory estimate."""
+    mesh = init_device_mesh("cpu", (2,))
+    for of_logits, of_target in WAYS:
+        with FakeTensorMode():
+            leaf = DTensor.from_local(torch.randn(4, 6), mesh, [of_logits], run_check=False).requires_grad_()
+            num_targets = 4 if of_target == Shard(0) else leaf.size(0)
+            target = DTensor.from_local(torch.zeros(num_targets).long(), mesh, [of_target], run_check=False)
+            loss = CROSS_ENTROPY.ours(leaf, target)
+            loss.backward()
+        assert loss.shape == () and leaf.grad.shape == leaf.shape
+
+
+def assert_same_error(loss: Loss, *arguments: Any, **options: Any) -> None:
+    ours, torchs = (raised(lambda f=f: f(*arguments, **options)) for f in (loss.ours, loss.torchs))
+    assert ours == torchs
+
+
+@case_of(2)
+def what_is_wrong_says_torch(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    for of_logits, of_target in WAYS:
+        logits, target = spread(torch.rand(4, 6), mesh, [of_logits]), spread(torch.arange(4), mesh, [of_target])
+        assert_same_error(CROSS_ENTROPY, logits, target, spread(torch.rand(6).double(), mesh, [Replicate()]))
+        assert_same_error(CROSS_ENTROPY, logits, target, ignore_index=2.5)
+        assert_same_error(CROSS_ENTROPY, logits, target, ignore_index=2**63)
+        assert_same_error(CROSS_ENTROPY, logits, target, reduction=["mean"])
+        for loss in LOSSES:
+            assert_same_error(loss, logits, None)
+
+
+@case_of(4)
+def rows_that_are_not_in_their_order(rank: int) -> None:
+    """As two dimensions of a mesh shard a model, the inner one first. Torch leaves them where they are."""
+    mesh = init_device_mesh("cpu", (2, 2))
+    first, second = mesh.get_coordinate()
+    placements = [_StridedShard(0, split_factor=2), Shard(0)]
+    problem = problems(8)[0]
+    rows, target = (
+        DTensor.from_local(x.unflatten(0, (2, 2, 2))[second, first], mesh, placements, run_check=False)
+        for x in (problem.input, problem.target)
+    )
+    assert fused_losses.explain(problem.loss.ours, rows, target).endswith("the input is not spread in its order")
+    losses = problem.loss.ours(rows, target, reduction="none")
+    assert losses.placements == tuple(placements)
+    assert_same(losses.full_tensor(), problem.loss.torchs(problem.input, problem.target, reduction="none"))
 
 
 # Errors

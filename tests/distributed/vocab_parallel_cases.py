@@ -345,6 +345,11 @@ def wrong_arguments_on_one_rank(rank: int) -> None:
             lambda: vocab_parallel_cross_entropy(local, target, label_smoothing=1.5),
             lambda: vocab_parallel_cross_entropy(local, target, label_smoothing=0.5),
         ),
+        (
+            ValueError,
+            lambda: vocab_parallel_cross_entropy(local, target, lse_square_scale=torch.inf),
+            lambda: vocab_parallel_cross_entropy(local, target, lse_square_scale=0.5),
+        ),
         (  # options of which the packed reduction would have other rows
             ValueError,
             lambda: vocab_parallel_cross_entropy(local, target, label_smoothing=1.5),
@@ -616,8 +621,10 @@ def second_derivatives_are_an_error(rank: int) -> None:
         (vocab_parallel_linear_cross_entropy(hidden, layer, target), hidden),
     ):
         (gradient,) = torch.autograd.grad(loss, input, create_graph=True)
-        type_of_error, message = raised(lambda: (loss + gradient.square().sum()).backward())  # noqa: B023
-        assert (type_of_error, "differentiated twice" in message) == (RuntimeError, True)
+        total = loss + gradient.square().sum()
+        for inputs in (None, [input]):
+            type_of_error, message = raised(lambda: total.backward(inputs=inputs, retain_graph=True))  # noqa: B023
+            assert (type_of_error, "differentiated twice" in message) == (RuntimeError, True)
 
 
 @case
@@ -818,6 +825,26 @@ def dtensors_on_a_mesh_of_two_dimensions(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2))
     for by_rows in (Shard(0), Replicate()):
         check_dtensors(mesh, [by_rows], fused_losses.functional.cross_entropy)
+
+
+@case_of(2)
+def dtensors_of_16_bits(rank: int) -> None:
+    """Under autocast the loss is of float32 and not rounded, as torch's."""
+    mesh = init_device_mesh("cpu", (2,))
+    target = torch.randint(9, (8,))
+    for dtype, under_autocast, reduction in itertools.product(
+        (torch.bfloat16, torch.float16), (False, True), REDUCTIONS
+    ):
+        logits = torch.randn(8, 9).to(dtype)
+        leaf = distribute_tensor(logits, mesh, [Shard(1)]).requires_grad_()
+        with torch.autocast("cpu", enabled=under_autocast):
+            loss = fused_losses.functional.cross_entropy(
+                leaf, distribute_tensor(target, mesh, [Replicate()]), reduction=reduction
+            )
+        expected = F.cross_entropy(logits.float(), target, reduction=reduction)
+        torch.testing.assert_close(loss.full_tensor(), expected if under_autocast else expected.to(dtype))
+        loss.sum().backward()
+        assert leaf.grad.dtype == dtype and leaf.grad.placements == (Shard(1),)
 
 
 @case_of(2)

@@ -482,6 +482,17 @@ def test_a_compiled_graph_differentiates_the_weights_of_tokens(reduction, dynami
     check_compiled(loss, [*leaves[:2], token_weight], "linear_cross_entropy_recomputed", dynamic)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_second_derivative_of_a_graph_that_nobody_traces_is_an_error(reduction):
+    """A backend of AOTAutograd refuses it itself. Without one the terms through the layer would be missing."""
+    leaves, target = layer(), indices()
+    compiled = torch.compile(linear_cross_entropy, backend="eager", fullgraph=True)
+    loss = compiled(leaves[0], leaves[1], target, reduction=reduction).sum()
+    (gradient,) = torch.autograd.grad(loss, leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated twice|no autograd formula"):
+        torch.autograd.grad(loss + gradient.square().sum(), leaves[0])
+
+
 def test_the_operator_is_described_to_torch():
     leaves, target = layer(), indices()
     arguments = (*leaves, target, None, None, [True, True, True], None, 9, 1, -100, 0.0, 1.0, 0.0, 0.0, torch.float64)

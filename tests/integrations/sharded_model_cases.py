@@ -105,7 +105,7 @@ def trained(rank, make, parallelize, output_of=loss_within, makes_logits=False, 
             output.loss.backward()
             losses.append(output.loss.detach())
             if model is fused and not makes_logits:
-                assert type(output.logits) is DeferredLogits and output.logits._logits is None
+                assert type(output.logits) is DeferredLogits and not output.logits.are_made
             if index != 1:
                 gradients += [whole(parameter.grad).clone() for parameter in parallel.parameters()]
                 optimizer.step()
@@ -239,3 +239,16 @@ def data_parallel_that_looks_for_parameters_without_gradients(rank, mesh):
     """It follows the history of all outputs, so the logits are made beside the loss."""
     for options in ({"find_unused_parameters": True}, {"static_graph": True}):
         trained(rank, llama, functools.partial(DistributedDataParallel, **options), makes_logits=True)
+
+
+@case
+def data_parallel_that_looks_for_them_in_logits_alone(rank, mesh):
+    stock = llama().train()
+    fused = copy.deepcopy(stock)
+    bridge.fused_linear_head(fused)
+    inputs, gradients = batch(), []
+    for model in (stock, fused):
+        parallel = DistributedDataParallel(model, find_unused_parameters=True)
+        loss_behind(parallel, inputs).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients)

@@ -1,10 +1,12 @@
 """A causal model that trains without its logits: five architectures and more, against the stock path."""
 
 import copy
+import math
 import pickle
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -13,7 +15,7 @@ from tiny_models import CAUSAL_MODELS, batch, gemma2, gpt2, llama
 import fused_losses
 from benchmarks.cpu_device import CpuDevice
 from fused_losses.integrations import transformers as bridge
-from fused_losses.integrations.deferred_logits import DeferredLogits
+from fused_losses.integrations.deferred_logits import DeferredLogits, DeferringLinear, float32_cross_entropy
 
 
 def loss_and_gradients(model, inputs, **options):
@@ -44,7 +46,7 @@ def test_the_logits_are_not_made_in_training_and_as_before_in_evaluation(stock_a
     stock, fused = stock_and_fused
     inputs = batch()
     logits = fused(**inputs).logits
-    assert isinstance(logits, DeferredLogits) and logits._logits is None
+    assert isinstance(logits, DeferredLogits) and not logits.are_made
     assert logits.shape == stock(**inputs).logits.shape and logits.dtype == torch.float32
     fused.eval(), stock.eval()
     logits = fused(**inputs).logits
@@ -87,6 +89,54 @@ def test_whoever_reads_the_logits_has_them_made_and_can_differentiate_them(stock
         loss = (logits[..., :-1, :] * weights[:, 1:]).sum() + torch.logsumexp(logits, -1).mean()
         results.append((best, loss.detach(), torch.autograd.grad(loss, list(model.parameters()))))
     torch.testing.assert_close(*results)
+
+
+class Cubes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * 3 * ctx.saved_tensors[0] ** 2
+
+
+@pytest.mark.parametrize("function", [
+    Cubes.apply,
+    lambda logits: checkpoint(torch.exp, logits, use_reentrant=True),
+    lambda logits: checkpoint(lambda x: x.exp().square(), logits, use_reentrant=False),
+], ids=["Function", "reentrant checkpoint", "checkpoint"])  # fmt: skip
+@pytest.mark.parametrize("are_made", [False, True])
+def test_logits_that_are_taken_without_torch_function_are_differentiated_too(function, are_made):
+    model, inputs = gemma2().double().train(), {"input_ids": batch()["input_ids"]}
+    gradients = []
+    for fuse in (False, True):
+        if fuse:
+            bridge.fused_linear_head(model)
+        model.zero_grad()
+        logits = model(**inputs).logits
+        others = logits.square().sum() if are_made else 0
+        ((function(logits) + logits).sum() + others).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("scaled", [
+    lambda logits: logits / math.inf,
+    lambda logits: logits * math.nan,
+    lambda logits: (logits * 1e-200) * 1e-200,
+    lambda logits: (logits / 1e-320) / 10,
+])  # fmt: skip
+def test_logits_times_what_is_no_scale(scaled):
+    weight, target = torch.randn(5, 3), torch.tensor([1, 4])
+    layer = torch.nn.Linear(3, 5, bias=False)
+    layer.weight.data = weight
+    results = []
+    for kind in (torch.nn.Linear, DeferringLinear):
+        layer.__class__ = kind
+        results.append(float32_cross_entropy(scaled(layer(torch.ones(2, 3))), target, reduction="mean"))
+    torch.testing.assert_close(*results, equal_nan=True)
 
 
 def test_logits_that_are_read_after_the_weight_has_changed_raise():

@@ -60,7 +60,7 @@ def test_a_loss_function_that_is_given_to_trainer(tmp_path):
 
     def loss(outputs, labels, num_items_in_batch=None):
         value = bridge.trainer_loss(outputs, labels, num_items_in_batch)
-        made.append(not isinstance(outputs.logits, DeferredLogits) or outputs.logits._logits is not None)
+        made.append(not isinstance(outputs.logits, DeferredLogits) or outputs.logits.are_made)
         return value
 
     losses, weights = trained(fused, tmp_path, compute_loss_func=loss)
