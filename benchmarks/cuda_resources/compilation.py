@@ -5,6 +5,7 @@ assembler's log the resources, the cubin the instructions.
 """
 
 import hashlib
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +72,16 @@ def content_key(toolchain: Toolchain, source: Path) -> str:
     digest = hashlib.sha256(repr((toolchain.version, FLAGS, str(source))).encode())
     for path in [source, *_headers(source)]:
         digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def digest_of_sources() -> str:
+    """Of the library's kernels and their headers, whatever their comments and line breaks say."""
+    units = sorted(SOURCES.glob("*.cu"))
+    digest = hashlib.sha256()
+    for path in [*units, *_headers(units[0])]:
+        code = re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+        digest.update(f"{path.name} {' '.join(code.split())}".encode())
     return digest.hexdigest()
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
-from benchmarks.cuda_resources.compilation import FLAGS
-from benchmarks.cuda_resources.evidence import Evidence, capability
+from benchmarks.cuda_resources.compilation import FLAGS, digest_of_sources
+from benchmarks.cuda_resources.evidence import Evidence, capability, complaints
 from benchmarks.cuda_resources.machine_code import GlobalAccesses
 from benchmarks.cuda_resources.occupancy import LIMITS, Resource
 from benchmarks.cuda_resources.toolchain import Toolchain
@@ -15,7 +15,8 @@ INTRODUCTION = """\
 # What nvcc makes of the CUDA kernels
 
 Written by `python -m benchmarks.cuda_resources --write docs/cuda_resources.md`: nvcc {nvcc}, flags `{flags}`. These are
-facts about machine code, not about speed.
+facts about machine code, not about speed. {kernels} kernels on {count} architectures, {complaints} complaints (a spill,
+or a packet that is not moved whole). Digest of the sources, without their comments: `{digest}`.
 
 In the column of an architecture: registers of a thread, occupancy, and what limits it (R registers, W warp slots, B
 block slots, S shared memory). **Bold: spilled registers, bytes of a thread.** Occupancy is theoretical: the share of
@@ -32,6 +33,10 @@ def write_markdown(evidence: Sequence[Evidence], toolchain: Toolchain) -> str:
     introduction = INTRODUCTION.format(
         nvcc=toolchain.version,
         flags=" ".join(FLAGS),
+        kernels=len(evidence),
+        count=len(architectures),
+        complaints=len(complaints(evidence)),
+        digest=digest_of_sources(),
         limits=", ".join(_limits(architecture) for architecture in architectures),
         where=" in the machine code" if toolchain.disassembler else " in the PTX, as there is no nvdisasm here",
     )

@@ -70,7 +70,7 @@ def assert_same(ours, torchs):
     torch.testing.assert_close(ours, torchs, rtol=FEW_ROUNDINGS, atol=FEW_ROUNDINGS)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss is not NLL_LOSS], ids=repr)
 def test_the_backward_takes_the_gradient_that_the_forward_made(loss, backend):
     """And finds none, to the same bits, where the scale of the loss is another or the graph is kept."""

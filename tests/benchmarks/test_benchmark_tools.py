@@ -55,6 +55,7 @@ def test_the_statistics_of_tokens_are_timed_beside_cross_entropy_and_torch(capsy
     assert "bfloat16" in printed and "forward + backward" in printed and "(1.00)" in printed
 
 
+@pytest.mark.slow
 def test_other_packages_statistics_stand_beside_ours_or_say_why_not(capsys, monkeypatch):
     def of_torch(logits, target):
         return PeerStatistics(logits.float().log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1))
@@ -84,6 +85,7 @@ def test_the_loss_of_a_linear_layer_is_measured_beside_torchs(capsys):
     assert "20x4x30/50" in printed and "bfloat16" in printed and "products" in printed
 
 
+@pytest.mark.slow
 def test_other_packages_losses_of_a_linear_layer_stand_beside_ours_or_say_why_not(capsys, monkeypatch):
     def of_torch(input, weight, target):
         return torch.nn.functional.cross_entropy(input @ weight.t(), target)

@@ -84,7 +84,9 @@ def test_a_new_process_takes_the_best():
     assert result.stdout.strip() == _C.available_cpu_capabilities()[-1], result.stderr
 
 
-@pytest.mark.parametrize("name", FROM_LEAST_TO_BEST)
+@pytest.mark.parametrize(
+    "name", ["baseline", *(pytest.param(name, marks=pytest.mark.slow) for name in ("avx2", "avx512"))]
+)
 def test_the_environment_variable_forces_one(name):
     result = capability_of_a_new_process(FUSED_LOSSES_CPU_CAPABILITY=name)
     if name in _C.available_cpu_capabilities():

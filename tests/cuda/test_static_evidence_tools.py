@@ -1,12 +1,15 @@
 """What reads the compiler's output, on excerpts of it, and the occupancy, against what NVIDIA published."""
 
 import itertools
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from benchmarks.cuda_resources import compilation
+from benchmarks.cuda_resources.__main__ import ARCHITECTURES
 from benchmarks.cuda_resources.kernel_names import natural_order, short_name
 from benchmarks.cuda_resources.machine_code import (
     GlobalAccesses,
@@ -211,3 +214,24 @@ def test_occupancy_is_that_of_the_toolkit(tmp_path):
     ]
     different = [(*case, mine, other) for case, mine, other in zip(grid, ours, theirs, strict=True) if mine != other]
     assert different[:5] == []
+
+
+def test_the_page_is_of_these_sources_and_has_nothing_to_complain_of():
+    """Compiling all of it takes a quarter of an hour: `python -m benchmarks.cuda_resources --write` does."""
+    page = (Path(__file__).parents[2] / "docs" / "cuda_resources.md").read_text()
+    command = "run python -m benchmarks.cuda_resources --write docs/cuda_resources.md"
+    assert f"`{compilation.digest_of_sources()}`" in page, f"the page is of other sources: {command}"
+    said = re.search(r"(\d+) kernels on (\d+) architectures, (\d+) complaints", page)
+    assert said is not None and int(said[1]) > 1000
+    assert (int(said[2]), int(said[3])) == (len(ARCHITECTURES), 0)
+
+
+def test_the_digest_is_of_the_code_alone(monkeypatch, tmp_path):
+    (tmp_path / "core").mkdir()
+    monkeypatch.setattr(compilation, "SOURCES", tmp_path / "cuda")
+    compilation.SOURCES.mkdir()
+    digests = []
+    for code in ("int a;  // once\n", "/* of two\nlines */ int\n  a;", "int b;"):
+        (tmp_path / "cuda" / "kernel.cu").write_text(code)
+        digests.append(compilation.digest_of_sources())
+    assert digests[0] == digests[1] != digests[2]

@@ -232,7 +232,7 @@ def test_nothing_of_a_token_without_weight_is_looked_at():
 
 
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
-@pytest.mark.parametrize("shape", [(4, 5), (3, 70), (2, 3, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 5), (2, 66), (2, 3, 2)], ids=str)
 def test_first_and_second_derivatives(shape, terms):
     logits, target = problem(shape, torch.float64)
     logits.requires_grad_()
