@@ -1,7 +1,6 @@
 """Classes and rows that are spread over two, three and four processes, which speak through gloo: several_ranks.py."""
 
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -9,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
-from compilation import locked
-from several_ranks import CASES, outcome_of, run_cases
+from ranks import assert_passed, needs_gloo, outcomes
+from several_ranks import CASES, run
 
 from fused_losses import distributed
 
@@ -19,26 +17,12 @@ MODULES = ["vocab_parallel_cases", "dtensor_rows_cases"]
 for module in MODULES:
     importlib.import_module(module)
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch has no gloo here"
-)
+pytestmark = needs_gloo
 
 
 @pytest.fixture(scope="session")
-def outcomes(tmp_path_factory):
-    """What each rank of so many wrote. The processes are started once, for all workers of pytest-xdist."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def of(num_ranks):
-        directory = base / f"vocab_parallel_{num_ranks}"
-        with locked(directory):
-            if not directory.exists():
-                directory.mkdir()
-                torch.multiprocessing.spawn(run_cases, (MODULES, num_ranks, directory), nprocs=num_ranks)
-        return [json.loads(outcome_of(rank, directory).read_text()) for rank in range(num_ranks)]
-
-    return of
+def outcomes_of(tmp_path_factory):
+    return lambda num_ranks: outcomes(tmp_path_factory, "vocab_parallel", num_ranks, run, MODULES)
 
 
 # A quick run has two processes: `make test` is to take minutes, on two cores.
@@ -46,9 +30,8 @@ SLOW_CASES = [pytest.param(*case, marks=pytest.mark.slow) if case[1] > 2 else ca
 
 
 @pytest.mark.parametrize(("name", "num_ranks"), SLOW_CASES)
-def test_a_spread_vocabulary(name, num_ranks, outcomes):
-    for errors in outcomes(num_ranks):
-        assert errors.get(name, "a case before it failed") == ""
+def test_a_spread_vocabulary(name, num_ranks, outcomes_of):
+    assert_passed(name, outcomes_of(num_ranks))
 
 
 @pytest.fixture

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from losses import CROSS_ENTROPY, LOSSES, NLL_LOSS, REDUCTIONS, Loss, sample
+from ranks import run_cases
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
@@ -24,7 +21,7 @@ import fused_losses
 
 NUM_RANKS = 2
 FEW_ROUNDINGS = 32 * torch.finfo(torch.float32).eps
-SECONDS_FOR_A_COLLECTIVE = 60  # it needs milliseconds; a rank that failed keeps the other waiting
+SENT_MODULES = "modules sent to spawned processes"
 
 CASES: dict[str, Callable[[int, DeviceMesh], None]] = {}
 
@@ -43,29 +40,17 @@ def case(name: str, values: Iterable[Any] = ("",)) -> Callable[[Callable[..., No
     return add
 
 
-def outcome_of(rank: int, directory: Path) -> Path:
-    return directory / f"rank_{rank}.json"
+def run(rank: int, num_ranks: int, directory: Path, criteria: list[torch.nn.Module], expected: list[float]) -> None:
+    """On one rank: the cases, and the losses of the modules that were sent here."""
 
+    def sent_modules(rank: int, mesh: DeviceMesh) -> None:
+        torch.manual_seed(0)
+        assert [
+            criterion(*sample(loss, (6, 5))).item() for loss, criterion in zip(LOSSES, criteria, strict=True)
+        ] == expected
 
-def run_cases(rank: int, criteria: list[torch.nn.Module], directory: Path) -> None:
-    """On one rank. Writes what each case raised, or nothing, and the losses of the modules that were sent here."""
-    torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=SECONDS_FOR_A_COLLECTIVE)
-    store = f"file://{directory / 'store'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=NUM_RANKS, timeout=timeout)
-    mesh = init_device_mesh("cpu", (NUM_RANKS,))
-    errors = {}
-    for name, function in CASES.items():
-        try:
-            function(rank, mesh)
-            errors[name] = ""
-        except Exception:
-            errors[name] = traceback.format_exc()
-            break  # the other rank is somewhere else now
-    torch.manual_seed(0)
-    values = [criterion(*sample(loss, (6, 5))).item() for loss, criterion in zip(LOSSES, criteria, strict=True)]
-    outcome_of(rank, directory).write_text(json.dumps({"errors": errors, "values": values}))
-    dist.destroy_process_group()
+    cases = {**CASES, SENT_MODULES: sent_modules}
+    run_cases(rank, num_ranks, directory, cases, lambda rank: (rank, init_device_mesh("cpu", (num_ranks,))))
 
 
 # What the cases share

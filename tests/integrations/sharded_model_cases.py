@@ -6,15 +6,11 @@ Each case runs on both ranks with numbers of its own, and raises. test_sharded_m
 from __future__ import annotations
 
 import copy
-import datetime
 import functools
-import json
-import os
-import traceback
 
 import complete_torchvision  # noqa: F401
 import torch
-import torch.distributed as dist
+from ranks import run_cases
 from tiny_models import batch, gemma2, gpt2, granite, llama, qwen2
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -26,7 +22,6 @@ from fused_losses.integrations import transformers as bridge
 from fused_losses.integrations.deferred_logits import DeferredLogits
 
 NUM_RANKS = 2
-SECONDS_FOR_A_COLLECTIVE = 20  # it needs milliseconds; a rank that failed keeps the other waiting
 CASES = {}
 
 
@@ -35,28 +30,8 @@ def case(function):
     return function
 
 
-def outcome_of(rank, directory):
-    return directory / f"rank_{rank}.json"
-
-
-def run_cases(rank, directory):
-    """On one rank. Writes what each case raised, or nothing."""
-    torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=SECONDS_FOR_A_COLLECTIVE)
-    store = f"file://{directory / 'store'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=NUM_RANKS, timeout=timeout)
-    mesh = init_device_mesh("cpu", (NUM_RANKS,))
-    errors = {}
-    for name, function in CASES.items():
-        try:
-            function(rank, mesh)
-            errors[name] = ""
-        except Exception:
-            errors[name] = traceback.format_exc()
-            break  # the other rank is somewhere else now
-    outcome_of(rank, directory).write_text(json.dumps(errors))
-    dist.destroy_process_group()
-    os._exit(0)  # without the interpreter's end, in which gloo's threads abort now and then
+def run(rank, num_ranks, directory):
+    run_cases(rank, num_ranks, directory, CASES, lambda rank: (rank, init_device_mesh("cpu", (num_ranks,))))
 
 
 # What the cases share
