@@ -1,4 +1,13 @@
-"""A linear layer over chunks of rows: its logits, and the products of the way back, without a tensor of all logits."""
+"""A linear layer over chunks of rows: its logits, and the products of the way back, without a tensor of all logits.
+
+Note [Logits in the memory of the weight's gradient]
+That gradient has a number for each class and feature, and nothing is in it until the first chunk's product. The logits
+of n rows, class by class, fill n / F of it, at its end. So the first chunk may have nearly as many rows as there are
+features and takes no memory: its product is computed from the first class on, into memory of classes whose logits have
+been multiplied (:func:`linear_products.product_over_operand`). Worth it where the memory of a chunk holds few rows, a
+vocabulary of more than 60000 in float32: weight and gradient then pass through the processor once instead of once for
+each 240 rows. The kernels read logits whose classes are n apart at the same speed, but for a chunk of few rows.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +19,9 @@ from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
 from . import backward
-from .linear_products import add_product, logits_into, product_dtype
+from .linear_products import add_product, logits_into, product_dtype, product_over_operand
 
-__all__ = ["Chunk", "LinearChunks", "LinearGradients", "rows_of_chunk"]
+__all__ = ["Chunk", "LinearChunks", "LinearGradients", "rows_in_gradient", "rows_of_chunk"]
 
 CHUNK_BYTES = 64_000_000  # of logits, and as much again of their gradient
 OVERWRITTEN_BYTES = 120_000_000  # of logits that their gradient takes the place of
@@ -56,6 +65,19 @@ def rows_of_chunk(num_rows: int, num_logits: int, in_features: int, bytes_per_lo
     num_chunks = max(1, -(-num_rows // most))
     equal = -(-num_rows // num_chunks)
     return max(1, min(most, -(-equal // _ROW_STEP) * _ROW_STEP, num_rows))
+
+
+def rows_in_gradient(num_rows: int, in_features: int, chunk_rows: int) -> int:
+    """How many rows' logits the memory of the weight's gradient is to hold on a CPU, 0 for none.
+
+    That of the last eighth of the features is left for the product to begin with. See Note [Logits in the memory of the
+    weight's gradient].
+
+    Args:
+        chunk_rows: of a chunk with memory of its own.
+    """
+    most = (in_features - in_features // 8) // _ROW_STEP * _ROW_STEP
+    return min(num_rows, most) if chunk_rows < min(_FULL_SPEED_ROWS, num_rows, most) else 0
 
 
 class Chunk(NamedTuple):
@@ -104,21 +126,42 @@ class LinearChunks:
         self._bias = None if bias is None else bias.to(self.product_dtype)
         self._shape = shape
         self.num_rows = input.shape[0] if kept is None else kept.shape[0]  # that count
-        num_logits, in_features = weight.shape
-        layer = (num_logits, in_features, self.product_dtype.itemsize, backward.is_on_host(input))
-        rows = chunk_rows or rows_of_chunk(self.num_rows, *layer)
-        self._chunk_rows = max(1, min(rows, self.num_rows))
+        self._asked_rows = chunk_rows
+        self._chunk_rows = self._rows_of_chunk(self.num_rows)
+        self._first_rows = 0  # of the chunk whose memory is borrowed
+        self._borrowed: Tensor | None = None
         self._logits: Tensor | None = None
+
+    def _rows_of_chunk(self, num_rows: int) -> int:
+        num_logits, in_features = self.weight.shape
+        layer = (num_logits, in_features, self.product_dtype.itemsize, backward.is_on_host(self.input))
+        return max(1, min(self._asked_rows or rows_of_chunk(num_rows, *layer), num_rows))
+
+    def borrow(self, weight_gradient: Tensor) -> bool:
+        """Whether the first chunk's logits are to stand in this memory: Note [Logits in the memory of the weight's
+        gradient]. Their gradient must then be written over them.
+        """
+        num_logits, in_features = self.weight.shape
+        if self._asked_rows is None and backward.is_on_host(self.input):
+            self._first_rows = rows_in_gradient(self.num_rows, in_features, self._chunk_rows)
+        if not self._first_rows:
+            return False
+        self._chunk_rows = self._rows_of_chunk(self.num_rows - self._first_rows)
+        begin = num_logits * (in_features - self._first_rows)
+        self._borrowed = weight_gradient.view(-1)[begin:].view(num_logits, self._first_rows).t()
+        return True
 
     @property
     def overwritten(self) -> bool:
-        """Whether there is to be no second tensor of this size: see :func:`rows_of_chunk`."""
-        return self._chunk_rows * self.weight.shape[0] * self.product_dtype.itemsize > CHUNK_BYTES
+        """Whether there is to be no second tensor of the size of a chunk's logits: see :func:`rows_of_chunk`."""
+        bytes_of_chunk = self._chunk_rows * self.weight.shape[0] * self.product_dtype.itemsize
+        return self._first_rows > 0 or bytes_of_chunk > CHUNK_BYTES
 
     def __iter__(self) -> Iterator[Chunk]:
-        for begin in range(0, self.num_rows, self._chunk_rows):
-            end = min(begin + self._chunk_rows, self.num_rows)
+        begin, end = 0, min(self._first_rows or self._chunk_rows, self.num_rows)
+        while begin < self.num_rows:
             yield Chunk(begin, end, None if self.kept is None else self.kept[begin:end])
+            begin, end = end, min(end + self._chunk_rows, self.num_rows)
 
     def rows(self, chunk: Chunk) -> Tensor:
         """The chunk's rows of the input in the type of the products."""
@@ -126,9 +169,12 @@ class LinearChunks:
 
     def logits(self, rows: Tensor) -> Tensor:
         """Of these rows, in memory that the next chunk's take over."""
-        if self._logits is None:
-            self._logits = rows.new_empty(self._chunk_rows, self.weight.shape[0])
-        logits = self._logits[: rows.shape[0]]
+        if self._borrowed is not None:
+            logits, self._borrowed = self._borrowed, None
+        else:
+            if self._logits is None:
+                self._logits = rows.new_empty(self._chunk_rows, self.weight.shape[0])
+            logits = self._logits[: rows.shape[0]]
         for begin, end, weight in self._weight_blocks():
             bias = None if self._bias is None else self._bias[begin:end]
             logits_into(logits[:, begin:end], bias, rows, weight)
@@ -154,9 +200,13 @@ class LinearChunks:
 
 
 class LinearGradients:
-    """The gradients of input, weight and bias that are wanted, summed over the chunks in the type of computation."""
+    """The gradients of input, weight and bias that are wanted, summed over the chunks in the type of computation.
 
-    def __init__(self, chunks: LinearChunks, wanted: tuple[bool, bool, bool]) -> None:
+    Args:
+        lends: whether the chunks may have their logits in the memory of the weight's gradient.
+    """
+
+    def __init__(self, chunks: LinearChunks, wanted: tuple[bool, bool, bool], *, lends: bool = False) -> None:
         input, weight = chunks.input, chunks.weight
         self._chunks = chunks
         self.input = self.weight = self.bias = None
@@ -166,6 +216,7 @@ class LinearGradients:
             self.input = make(input.shape, dtype=chunks.dtype, device=input.device)
         if wanted[1]:
             self.weight = torch.empty(weight.shape, dtype=chunks.dtype, device=input.device)
+        self._lent = lends and self.weight is not None and chunks.borrow(self.weight)
         if wanted[2]:
             self.bias = torch.zeros(weight.shape[0], dtype=chunks.dtype, device=input.device)
 
@@ -173,10 +224,12 @@ class LinearGradients:
         logit_gradient = logit_gradient.flatten(1)
         if self.input is not None:
             self._put_input(self.input, chunk, logit_gradient)
-        if self.weight is not None:
-            add_product(self.weight, logit_gradient.t(), rows, is_first=self._is_first)
         if self.bias is not None:
             self.bias += logit_gradient.sum(0, dtype=self.bias.dtype)
+        if self.weight is not None and self._is_first and self._lent:
+            product_over_operand(self.weight, logit_gradient.t(), rows)  # last: it takes the place of the operand
+        elif self.weight is not None:
+            add_product(self.weight, logit_gradient.t(), rows, is_first=self._is_first)
         self._is_first = False
 
     def _put_input(self, total: Tensor, chunk: Chunk, logit_gradient: Tensor) -> None:

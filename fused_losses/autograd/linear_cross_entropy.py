@@ -134,7 +134,9 @@ class LinearProblem:
         else:
             scale = _GRADIENT_UNITS.get(self.chunks.product_dtype, 1.0)
             factor = torch.ones_like(total) / (denominator * scale)
-        gradients = LinearGradients(self.chunks, wanted)
+        # Whose classes are apart the kernels read where the target's are too, and the positions are not.
+        lends = len(self.sizes) == 1 and not self.target.is_floating_point()
+        gradients = LinearGradients(self.chunks, wanted, lends=lends)
         row_weight = self.token_weight
         if row_weight is None and self.chunks.overwritten:
             row_weight = self.chunks.input.new_ones(self.sizes, dtype=self.chunks.dtype)

@@ -17,7 +17,9 @@ from torch import Tensor
 from ..operators.class_axis import accumulation_dtype
 from . import backward
 
-__all__ = ["add_product", "logits_into", "product_dtype"]
+__all__ = ["add_product", "logits_into", "product_dtype", "product_over_operand"]
+
+_COPIED_BYTES = 16 << 20  # of an operand's last rows
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
@@ -47,3 +49,17 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
         torch.addmm(total, a, b, beta=beta, out_dtype=total.dtype, out=total)
     else:
         torch.addmm(total, a.to(total.dtype), b.to(total.dtype), beta=beta, out=total)  # as above
+
+
+def product_over_operand(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total = a @ b``, where ``a`` is contiguous and the end of ``total``'s memory, and has fewer columns.
+
+    Row i of ``a`` begins where ``total`` has its row i + (rows - i) (1 - inner / columns): as many rows as lie between
+    are computed at once, into memory of rows of ``a`` that have been used. The last ones are copied.
+    """
+    (rows, columns), inner = total.shape, a.shape[1]
+    begin = 0
+    while (left := rows - begin) * inner * a.itemsize > _COPIED_BYTES and (free := left * (columns - inner) // columns):
+        torch.mm(a[begin : begin + free], b, out=total[begin : begin + free])
+        begin += free
+    torch.mm(a[begin:].clone(), b, out=total[begin:])
