@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +43,26 @@ def edited_sources(name: str, edits: tuple[Edit, ...]) -> Path:
     return folder
 
 
-def kernels_program(optimization: str = "-O1") -> Program:
-    csrc = edited_sources("kernels", SMALL_GRID)
-    kernels = [Unit(source, optimization) for source in sorted((csrc / "cuda").glob("*.cu"))]
-    return Program("kernels", (*kernels, Unit(EMULATION / "kernels.cpp", optimization, include=csrc)))
+# The element types that have translation units of their own, which are most of what there is to compile.
+ELEMENT_TYPES = {"float32": "float", "float64": "double", "bfloat16": "BFloat16", "float16": "Float16"}
+
+# AddressSanitizer, which takes half a minute for each of their translation units, sees every size of an element. What
+# ThreadSanitizer looks for depends on the threads, and on the elements in a packet.
+SANITIZED_DTYPES = {"address": ["float32", "float64", "bfloat16"], "thread": ["float32", "bfloat16"]}
+
+
+def kernels_program(dtypes: Sequence[str], optimization: str = "-O1") -> Program:
+    """Of these element types alone: it must not be run for another."""
+    absent = [dtype for dtype in ELEMENT_TYPES if dtype not in dtypes]
+    dispatch = (
+        Edit("cuda/cross_entropy.cu", f"return by_terms<{ELEMENT_TYPES[dtype]}>(params, stream);", "break;")
+        for dtype in absent
+    )
+    name = "-".join(["kernels", *dtypes])
+    csrc = edited_sources(name, (*SMALL_GRID, *dispatch))
+    sources = [it for it in sorted((csrc / "cuda").glob("*.cu")) if it.stem.rsplit("_", 1)[-1] not in absent]
+    kernels = [Unit(source, optimization) for source in sources]
+    return Program(name, (*kernels, Unit(EMULATION / "kernels.cpp", optimization, include=csrc)))
 
 
 def faulty_program(name: str, correct: Program, faulty: str, edits: tuple[Edit, ...]) -> Program:

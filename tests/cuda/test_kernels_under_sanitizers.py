@@ -1,8 +1,7 @@
 """The CUDA kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, without torch.
 
-AddressSanitizer sees every element type in every order of execution. What ThreadSanitizer looks for depends on the
-threads and not on the type, and there a barrier is expensive: it sees float32 in three orders, and in one order a type
-with eight elements in a packet.
+AddressSanitizer sees its types in every order of execution. For ThreadSanitizer a barrier is expensive: it sees float32
+in three orders, and in one order a type with eight elements in a packet.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
-from sanitized_kernels import kernels_program
+from sanitized_kernels import SANITIZED_DTYPES, kernels_program
 from sanitized_programs import ORDERS, Programs, result_of
 
 pytestmark = pytest.mark.slow
 
 RUNS = [
-    *(("address", order, "") for order in ORDERS),
+    *(("address", order, dtype) for dtype in SANITIZED_DTYPES["address"] for order in ORDERS),
     *(("thread", order, "float32") for order in ("ascending", "descending", "warps")),
     ("thread", "warps", "bfloat16"),
 ]
@@ -27,10 +26,11 @@ RUNS = [
 def runs() -> Iterator[dict[tuple[str, str, str], Future]]:
     """All at once, in the background."""
     programs = Programs()
-    program = kernels_program()
-    programs.prepare(["address", "thread"], program)
+    of_flavor = {flavor: kernels_program(dtypes) for flavor, dtypes in SANITIZED_DTYPES.items()}
+    for flavor, program in of_flavor.items():
+        programs.prepare([flavor], program)
     yield {
-        (flavor, order, dtype): programs.start(flavor, program, order, "0", "all", dtype)
+        (flavor, order, dtype): programs.start(flavor, of_flavor[flavor], order, "0", "all", dtype)
         for flavor, order, dtype in RUNS
     }
     programs.close()

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import pytest
-from sanitized_kernels import Edit, faulty_program, kernels_program
+from sanitized_kernels import SANITIZED_DTYPES, Edit, faulty_program, kernels_program
 from sanitized_programs import Programs, result_of
 
 pytestmark = pytest.mark.slow
@@ -361,7 +361,9 @@ CORRECT = ("no_fault", "plain", "ascending")  # with sanitizers: test_kernels_un
 def runs() -> Iterator[dict[tuple[str, str, str], Future]]:
     """All at once, in the background."""
     programs = Programs()
-    correct = {"plain": kernels_program("-O0"), "address": kernels_program(), "thread": kernels_program()}
+    # With the sanitizers those programs that test_kernels_under_sanitizers.py has compiled or waits for.
+    correct = {"plain": kernels_program(["float32"], "-O0")}
+    correct |= {flavor: kernels_program(dtypes) for flavor, dtypes in SANITIZED_DTYPES.items()}
     started = {CORRECT: programs.start("plain", correct["plain"], "ascending", "0", "all", "float32")}
     for name, flavor, order, _ in RUNS:
         fault = FAULTS[name]
