@@ -35,6 +35,7 @@ from .operators.row_terms import RowTerms, row_terms
 from .operators.row_terms import refusal as refusal_of_terms
 from .route_log import note
 from .routing import (
+    OVERRIDDEN,
     has_overrides,
     is_dtensor,
     kernel_route,
@@ -149,7 +150,7 @@ def way_of_call(name: str, **arguments: Any) -> tuple[str | None, str]:
     route = kernel_route()
     tensors = {key: arguments[key] for key in ("input", "target", "weight", "pos_weight") if key in arguments}
     if has_overrides(*tensors.values()):
-        return "a subclass or a mode overrides torch's functions", route
+        return OVERRIDDEN, route
     arguments["input"] = without_waiting_wrapper(arguments["input"])
     terms = row_terms(*(arguments.pop(key, default) for key, default in _TERMS.items()))
     is_torchs = arguments.pop("token_weight", None) is None and terms == RowTerms()
