@@ -38,8 +38,8 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """Which way the call ``function(*args, **kwargs)`` would take here and now, and why. Nothing is computed.
 
     Args:
-        function: one of the losses: a function of this package or of :mod:`torch.nn.functional`, or a loss module. Of
-            torch's the answer is what happens under :func:`fused_losses.patch`.
+        function: one of the losses that :mod:`torch.nn.functional` has, by its function there or here, or by a module.
+            Of torch's the answer is what happens under :func:`fused_losses.patch`.
         args: as for the call.
         kwargs: as for the call.
 

@@ -259,7 +259,8 @@ def cross_entropy(
     Raises:
         IndexError: a class index is neither in :math:`[0, C)` nor ``ignore_index``.
         RuntimeError, ValueError, TypeError: as torch's function.
-        ValueError: an option beyond torch's is out of range.
+        ValueError: an option beyond torch's is out of range, or ``token_weight`` has another shape.
+        TypeError: one of the scales is a tensor, or ``token_weight`` is no tensor of real numbers.
 
     Example::
 
