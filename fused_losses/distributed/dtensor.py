@@ -38,11 +38,15 @@ def way_of_dtensors(
     reduction: str,
     options: tuple[Any, ...],
 ) -> Way:
-    """Args:
-    name: the loss's.
-    input: a DTensor.
-    weights: those that the loss has.
-    options: the loss's other ones, in the order of its arguments.
+    """Which way the loss of a DTensor goes.
+
+    Args:
+        name: the loss's.
+        input: a DTensor.
+        target: any tensor.
+        weights: those that the loss has.
+        reduction: by name.
+        options: the loss's other ones, in the order of its arguments.
     """
     assert isinstance(input, DTensor)
     reason = _reason_of_surroundings() or refusal_of_reduction(reduction) or _refusal(input, target, weights)
