@@ -64,8 +64,8 @@ test-integrations: $(VENV)-integrations/.installed
 # constraint: no framework is to bring another torch.
 $(VENV)-integrations/.installed: $(VENV)/.installed
 	$(PYTHON) -m venv $(VENV)-integrations
-	echo "import site; site.addsitedir('$$($(abspath $(VENV))/bin/python -c $(SITE_PACKAGES))')" \
-	  > $$($(VENV)-integrations/bin/python -c $(SITE_PACKAGES))/base.pth
+	echo "import site; site.addsitedir('$$($(VENV)/bin/python -c $(SITE_PACKAGES))')" \
+	  > "$$($(VENV)-integrations/bin/python -c $(SITE_PACKAGES))/base.pth"
 	echo "$(TORCH)" > $(VENV)-integrations/constraints.txt
 	$(VENV)-integrations/bin/python -m pip install -qq --disable-pip-version-check \
 	  -c $(VENV)-integrations/constraints.txt "fused-losses[integrations]"
@@ -76,7 +76,7 @@ wheel: $(VENV)/.wheel-tools
 	mkdir -p dist
 	$(VENV)/bin/python -m build --wheel --no-isolation --outdir build/wheel
 ifeq ($(shell uname -s),Linux)
-	PATH=$(abspath $(VENV)/bin):$$PATH $(VENV)/bin/python -m auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(VENV)/bin/python -m auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
 	for wheel in build/wheel/*.whl; do $(VENV)/bin/python -m auditwheel show $$wheel; done
 else
 	cp build/wheel/*.whl dist/

@@ -4,6 +4,8 @@ Where torch is a CUDA build and nvcc is found, fused_losses._cuda<major version>
     FUSED_LOSSES_CUDA=0     leave it out
     FUSED_LOSSES_CUDA=1     fail where it cannot be built
     TORCH_CUDA_ARCH_LIST    the architectures, as for every extension of torch: "8.0 9.0+PTX"
+
+As for every extension of torch, too: CXX names the compiler, MAX_JOBS how many of them run at a time.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pybind11
 import torch
-from setuptools import setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+from setuptools import Extension, setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension, get_cxx_compiler
 
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "fused_losses" / "_version.py").read_text().split('"')[1]
@@ -161,12 +165,26 @@ def cuda_extensions() -> list[CUDAExtension]:
 class BuildWithCapabilities(BuildExtension):
     """Compiles the kernel sources once per instruction set and links all copies into the extension."""
 
-    def build_extension(self, ext) -> None:
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Without ninja a change of a header or a kernel would not be linked: setuptools looks at the sources it knows.
+        self.force = True
+
+    def build_extensions(self) -> None:
+        compiler = get_cxx_compiler()  # what ninja is told to call
+        if self.use_ninja and shutil.which(shlex.split(compiler)[0]) is None:
+            raise SystemExit(
+                f"fused_losses: there is no C++ compiler {compiler}: install GCC 12 (Debian: apt install g++) or Clang "
+                "(macOS: xcode-select --install), or name one by CXX"
+            )
+        super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
         if ext.name == "fused_losses._C":
             self.add_kernels(ext)
         super().build_extension(ext)
 
-    def add_kernels(self, ext) -> None:
+    def add_kernels(self, ext: Extension) -> None:
         for capability, flags in CAPABILITIES.items():
             objects = self.compiler.compile(
                 KERNEL_SOURCES,
@@ -174,9 +192,6 @@ class BuildWithCapabilities(BuildExtension):
                 output_dir=str(ROOT / "build" / "kernels" / capability),
                 macros=[("FUSED_LOSSES_CAPABILITY", capability)],
                 extra_postargs=[*COMPILE_FLAGS, *KERNEL_FLAGS, *flags],
-                depends=sorted(
-                    str(path) for folder in ("core", "cpu") for path in (ROOT / "csrc" / folder).glob("*.h")
-                ),
             )
             ext.extra_objects += [os.path.abspath(path) for path in objects]
 

@@ -1,6 +1,7 @@
 """The other fused cross-entropies on a GPU, each called as its own documentation does; one that is missing says why.
 
-All take (N, C) logits and N class indices. Signatures were read in the sources, never run:
+All take (N, C) logits and N class indices. Signatures were read in the sources; of these only liger-kernel has run, on
+an H200:
 
 * liger-kernel, ``liger_kernel/transformers/functional.py``: ``liger_cross_entropy(input, target, weight=None,
   size_average=None, ignore_index=-100, reduce=None, reduction="mean", label_smoothing=0.0, ...)``. Older versions

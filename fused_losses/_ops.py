@@ -2,8 +2,8 @@
 
 The operators under the losses' own names, ``cross_entropy_with_statistics``, the ``_prepared`` and ``_backward`` ones
 can be differentiated themselves (:mod:`fused_losses.operators`), so that a graph that holds one has the right gradient.
-The other variants (``_forward``, ``_with_gradient``, ``_over_logits``, ``_rescale_gradient`` and so on) are building
-blocks and have no derivative.
+The other variants (``_forward``, ``_with_gradient``, ``_prepared_backward``, ``_over_logits``, ``_rescale_gradient``
+and so on) are building blocks and have no derivative.
 """
 
 from __future__ import annotations

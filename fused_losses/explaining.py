@@ -15,6 +15,7 @@ from .linear_modules import LinearCrossEntropyLoss, layer_of
 from .route_log import BY_CLASSES
 from .routing import is_dtensor, kernel_route, may_be_differentiated
 from .torch_losses import LINEAR_CROSS_ENTROPY, NAMES, original_of
+from .ways import way_of_call
 
 __all__ = ["explain"]
 
@@ -38,8 +39,8 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """Which way the call ``function(*args, **kwargs)`` would take here and now, and why. Nothing is computed.
 
     Args:
-        function: one of the losses: a function of this package or of :mod:`torch.nn.functional`, or a loss module. Of
-            torch's the answer is what happens under :func:`fused_losses.patch`.
+        function: one of the losses that :mod:`torch.nn.functional` has, by its function there or here, or by a module.
+            Of torch's the answer is what happens under :func:`fused_losses.patch`.
         args: as for the call.
         kwargs: as for the call.
 
@@ -70,7 +71,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     if size_average is not None or reduce is not None:
         arguments["reduction"] = legacy_get_string(size_average, reduce, emit_warning=False)
     overwrites = arguments.pop("inplace_gradient", False) and not is_dtensor(arguments["input"])
-    reason, route = functional.way_of_call(name, **arguments)
+    reason, route = way_of_call(name, **arguments)
     return _in_words(name, reason, route, [arguments["input"]], {**arguments, "inplace_gradient": overwrites})
 
 

@@ -10,9 +10,6 @@ dynamic, and traces the function a second time when it finds that nothing depend
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
@@ -25,29 +22,21 @@ from .autograd.nll_loss import fused_nll_loss
 from .beyond_torch import cross_entropy_beyond_torch
 from .focal import sigmoid_focal_loss
 from .linear_losses import linear_cross_entropy, linear_token_statistics
-from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_entropy
-from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.elementwise import autocast_dtype
-from .operators.elementwise import refusal as refusal_of_elementwise
-from .operators.nll_loss import refusal as refusal_of_nll_loss
 from .operators.registration import REDUCTIONS, refusal_of_reduction
-from .operators.row_terms import RowTerms, row_terms
-from .operators.row_terms import refusal as refusal_of_terms
+from .operators.row_terms import row_terms
 from .route_log import note
-from .routing import (
-    has_overrides,
-    is_dtensor,
-    kernel_route,
-    promotes,
-    reason_for_torch,
-    without_waiting_wrapper,
-)
+from .routing import has_overrides, is_dtensor, kernel_route, promotes, without_waiting_wrapper
 from .tokens import TokenStatistics, token_statistics
 from .torch_losses import mark_as_replacement, torch_function
 from .trl_functions import entropy_from_logits, selective_log_softmax, selective_log_softmax_and_entropy
-
-if TYPE_CHECKING:
-    from .distributed.dtensor import Way
+from .ways import (
+    against_binary_cross_entropy,
+    against_binary_cross_entropy_with_logits,
+    against_cross_entropy,
+    against_nll_loss,
+    loss_of_dtensors,
+)
 
 __all__ = [
     "TokenStatistics",
@@ -69,8 +58,6 @@ _torch_nll_loss = torch_function("nll_loss")
 _torch_binary_cross_entropy = torch_function("binary_cross_entropy")
 _torch_binary_cross_entropy_with_logits = torch_function("binary_cross_entropy_with_logits")
 
-_TERMS = {"logit_scale": 1.0, "softcap": None, "lse_square_scale": 0.0, "focal_gamma": 0.0}
-
 
 def _current_reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
     """What the deprecated arguments mean, with torch's warning. Whoever computes the loss is not given them again."""
@@ -89,112 +76,16 @@ def _autocast_target(target: Tensor) -> Tensor:
     return target if dtype == target.dtype else target.to(dtype)
 
 
-# Why torch's own function takes a call, or None. Everything is asked before anything is computed.
-
-
 def _checked_reduction(reduction: str) -> str:
     if (reason := refusal_of_reduction(reduction)) is not None:
         raise ValueError(reason)
     return reduction
 
 
-def _against_cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-) -> str | None:
-    return (
-        reason_for_torch(input, target, weight)
-        or refusal_of_reduction(reduction)
-        or refusal_of_cross_entropy(input, target, weight, ignore_index, label_smoothing, promotes(input))
-    )
-
-
-def _against_nll_loss(
-    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int
-) -> str | None:
-    return (
-        reason_for_torch(input, target, weight)
-        or refusal_of_reduction(reduction)
-        or refusal_of_nll_loss(input, target, weight, ignore_index, promotes(input))
-    )
-
-
-def _against_binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> str | None:
-    return (
-        reason_for_torch(input, target, weight)
-        or refusal_of_reduction(reduction)
-        or refusal_of_binary_cross_entropy(input, autocast_dtype(target), target, weight)
-    )
-
-
-def _against_binary_cross_entropy_with_logits(
-    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, pos_weight: Tensor | None
-) -> str | None:
-    return (
-        reason_for_torch(input, target, weight, pos_weight)
-        or refusal_of_reduction(reduction)
-        or refusal_of_elementwise(input, autocast_dtype(target), target, weight, pos_weight)
-    )
-
-
-def way_of_call(name: str, **arguments: Any) -> tuple[str | None, str]:
-    """Why torch's own function takes this call, or ``None``, and the name of the kernels' way.
-
-    All arguments are given but the deprecated ones.
-    """
-    route = kernel_route()
-    tensors = {key: arguments[key] for key in ("input", "target", "weight", "pos_weight") if key in arguments}
-    if has_overrides(*tensors.values()):
-        return "a subclass or a mode overrides torch's functions", route
-    arguments["input"] = without_waiting_wrapper(arguments["input"])
-    terms = row_terms(*(arguments.pop(key, default) for key, default in _TERMS.items()))
-    is_torchs = arguments.pop("token_weight", None) is None and terms == RowTerms()
-    if (reason := refusal_of_terms(arguments["input"], terms)) is not None:
-        return reason, route
-    if is_torchs and is_dtensor(arguments["input"]):
-        input, target, *weights = tensors.values()
-        options = tuple(arguments[key] for key in ("ignore_index", "label_smoothing") if key in arguments)
-        way = _way_of_dtensors(name, input, target, tuple(weights), arguments["reduction"], options)
-        return (way.name if way.compute is None else None), way.name
-    against: dict[str, Callable[..., str | None]] = {
-        "cross_entropy": _against_cross_entropy,
-        "nll_loss": _against_nll_loss,
-        "binary_cross_entropy": _against_binary_cross_entropy,
-        "binary_cross_entropy_with_logits": _against_binary_cross_entropy_with_logits,
-    }
-    return against[name](**arguments), route
-
-
 def _kernel_route(loss: str) -> str:
     route = kernel_route()
     note(loss, route)
     return route
-
-
-def _of_dtensors(
-    name: str,
-    input: Tensor,
-    target: Tensor,
-    weights: tuple[Tensor | None, ...],
-    reduction: str,
-    options: tuple[Any, ...] = (),
-) -> tuple[Tensor | None, str]:
-    """The loss of a DTensor, or why torch's own takes the call."""
-    way = _way_of_dtensors(name, input, target, weights, reduction, options)
-    if way.compute is None:
-        return None, way.name
-    note(name, way.name)
-    return way.compute(), way.name
-
-
-def _way_of_dtensors(*call: Any) -> Way:
-    from .distributed.dtensor import way_of_dtensors  # here, since torch.distributed.tensor takes long to import
-
-    return way_of_dtensors(*call)
 
 
 def cross_entropy(
@@ -258,7 +149,8 @@ def cross_entropy(
     Raises:
         IndexError: a class index is neither in :math:`[0, C)` nor ``ignore_index``.
         RuntimeError, ValueError, TypeError: as torch's function.
-        ValueError: an option beyond torch's is out of range.
+        ValueError: an option beyond torch's is out of range, or ``token_weight`` has another shape.
+        TypeError: one of the scales is a tensor, or ``token_weight`` is no tensor of real numbers.
 
     Example::
 
@@ -319,9 +211,9 @@ def cross_entropy(
         )
     wrapper, input = input, without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
-    reason = _against_cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing)
+    reason = against_cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing)
     if reason is not None and is_dtensor(input):
-        loss, reason = _of_dtensors(
+        loss, reason = loss_of_dtensors(
             "cross_entropy", input, target, (weight,), reduction, (ignore_index, label_smoothing)
         )
         if loss is not None:
@@ -394,9 +286,9 @@ def nll_loss(
         )
     input = without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
-    reason = _against_nll_loss(input, target, weight, reduction, ignore_index)
+    reason = against_nll_loss(input, target, weight, reduction, ignore_index)
     if reason is not None and is_dtensor(input):
-        loss, reason = _of_dtensors("nll_loss", input, target, (weight,), reduction, (ignore_index,))
+        loss, reason = loss_of_dtensors("nll_loss", input, target, (weight,), reduction, (ignore_index,))
         if loss is not None:
             return loss
     if reason is None:
@@ -458,9 +350,9 @@ def binary_cross_entropy(
         )
     input = without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
-    reason = _against_binary_cross_entropy(input, target, weight, reduction)
+    reason = against_binary_cross_entropy(input, target, weight, reduction)
     if reason is not None and is_dtensor(input):
-        loss, reason = _of_dtensors("binary_cross_entropy", input, target, (weight,), reduction)
+        loss, reason = loss_of_dtensors("binary_cross_entropy", input, target, (weight,), reduction)
         if loss is not None:
             return loss
     if reason is None:
@@ -530,9 +422,11 @@ def binary_cross_entropy_with_logits(
         )
     wrapper, input = input, without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)
-    reason = _against_binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
+    reason = against_binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
     if reason is not None and is_dtensor(input):
-        loss, reason = _of_dtensors("binary_cross_entropy_with_logits", input, target, (weight, pos_weight), reduction)
+        loss, reason = loss_of_dtensors(
+            "binary_cross_entropy_with_logits", input, target, (weight, pos_weight), reduction
+        )
         if loss is not None:
             return loss
     if reason is None:

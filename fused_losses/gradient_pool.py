@@ -35,6 +35,12 @@ def limited_gradient_pool(bytes: int) -> Iterator[None]:
 
     Blocks may nest and overlap across threads: the smallest limit of those that are open holds, larger or smaller than
     that of :func:`set_gradient_pool_limit`, which holds again when the last block has ended.
+
+    Args:
+        bytes: the limit; 0 switches the pool off.
+
+    Raises:
+        TypeError: the limit is negative, or no integer.
     """
     block = _C.open_gradient_pool_block(bytes)
     try:

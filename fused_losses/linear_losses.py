@@ -22,13 +22,12 @@ from .operators.row_terms import refusal as refusal_of_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
 from .operators.token_statistics import require_floating_point
 from .route_log import COMPILED, EAGER, WATCHED, note
-from .routing import has_overrides, kernel_route, reason_for_torch
+from .routing import OVERRIDDEN, SEEN_BY_TORCH, has_overrides, kernel_route, reason_for_torch
 from .tokens import TokenStatistics
 from .torch_losses import LINEAR_CROSS_ENTROPY, mark_as_replacement, torch_function
 
 __all__ = ["linear_cross_entropy", "linear_token_statistics"]
 
-_OVERRIDDEN = "a subclass or a mode overrides torch's functions"
 _IGNORE_INDEX = -100
 _torch_linear_cross_entropy = torch_function(LINEAR_CROSS_ENTROPY) if hasattr(F, LINEAR_CROSS_ENTROPY) else None
 
@@ -147,7 +146,7 @@ def linear_cross_entropy(
     )
     of_positions = None if token_weight is None else layer.rows_of_positions(token_weight)
     arguments = (*layer.autocast(), layer.rows_of_target(target), weight, of_positions)
-    reason = _OVERRIDDEN if overridden else _against_chunks(layer, target, weight, token_weight, terms)
+    reason = OVERRIDDEN if overridden else _against_chunks(layer, target, weight, token_weight, terms)
     if reason is not None:
         note(LINEAR_CROSS_ENTROPY, f"torch: {reason}")
         loss = composite(loss_options, *arguments)
@@ -178,7 +177,7 @@ def reason_against_chunks(
 ) -> str | None:
     """Why torch's operators compute this call of :func:`linear_cross_entropy`, or ``None``."""
     if has_overrides(input, linear_weight, target, linear_bias, weight, token_weight):
-        return _OVERRIDDEN
+        return OVERRIDDEN
     layer = checked_layer(input, linear_weight, linear_bias)
     terms = row_terms(logit_scale, softcap, lse_square_scale, 0.0)
     ignore_index = _IGNORE_INDEX if ignore_index is None else ignore_index
@@ -253,7 +252,7 @@ def linear_token_statistics(
     require_floating_point(input)
     arguments = (*layer.autocast(), target.flatten())
     reason = (
-        _OVERRIDDEN
+        OVERRIDDEN
         if has_overrides(input, linear_weight, linear_bias, target)
         else _against_layer(layer, target, None)
         or layer.refusal_of_types()
@@ -261,7 +260,7 @@ def linear_token_statistics(
     )
     route = kernel_route()
     if reason is None and route == WATCHED:
-        reason = "a transform or a mode sees torch's operators"
+        reason = SEEN_BY_TORCH
     note("linear_token_statistics", route if reason is None else f"torch: {reason}")
     if reason is not None:
         results: tuple[Tensor, ...] = composite_statistics(options, *arguments)
@@ -294,7 +293,7 @@ def _against_chunks(
     """Why torch's operators compute the loss, or ``None`` where it is computed by chunks."""
     reason = _against_layer(layer, target, weight, token_weight)
     if reason is None and kernel_route() == WATCHED:
-        return "a transform or a mode sees torch's operators"
+        return SEEN_BY_TORCH
     return reason or refusal_of_terms(layer.input, terms)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _WeightedLoss
 
 from . import functional
+from .modules import options_repr
 from .operators.row_terms import row_terms
 
 __all__ = ["LinearCrossEntropyLoss", "layer_of"]
@@ -129,6 +130,10 @@ class LinearCrossEntropyLoss(_Base):
         self.logit_scale = logit_scale
         self.softcap = softcap
         self.lse_square_scale = lse_square_scale
+
+    def extra_repr(self) -> str:
+        ours = options_repr(self, "logit_scale", "softcap", "lse_square_scale")
+        return f"{super().extra_repr()}, {ours}" if ours else super().extra_repr()
 
     def forward(self, input: Tensor, target: Tensor, token_weight: Tensor | None = None) -> Tensor:
         linear_weight, linear_bias = layer_of(self)

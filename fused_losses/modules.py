@@ -1,6 +1,7 @@
 """The four loss modules of :mod:`torch.nn` on the fused kernels.
 
-They are subclasses of torch's: ``isinstance`` checks, constructors, ``state_dict`` keys and ``repr`` are torch's own.
+They are subclasses of torch's: ``isinstance`` checks, constructors and ``state_dict`` keys are torch's own, and so is
+``repr``, which adds the options beyond torch's that are set.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ from . import functional
 from .operators.row_terms import row_terms
 
 __all__ = ["BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "NLLLoss"]
+
+
+def options_repr(module: nn.Module, *names: str) -> str:
+    """Of the options beyond torch's those that are set. The class has their defaults."""
+    values = {name: getattr(module, name) for name in names}
+    return ", ".join(f"{name}={value!r}" for name, value in values.items() if value != getattr(type(module), name))
+
 
 # TorchScript compiles only torch's own functions, hence the branches: it drops the one it does not take.
 
@@ -62,6 +70,9 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         self.softcap = softcap
         self.lse_square_scale = float(lse_square_scale)
         self.focal_gamma = float(focal_gamma)
+
+    def extra_repr(self) -> str:
+        return options_repr(self, "inplace_gradient", "logit_scale", "softcap", "lse_square_scale", "focal_gamma")
 
     def forward(self, input: Tensor, target: Tensor, token_weight: Tensor | None = None) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
@@ -158,6 +169,9 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     ) -> None:
         super().__init__(weight, size_average, reduce, reduction, pos_weight)
         self.inplace_gradient = inplace_gradient
+
+    def extra_repr(self) -> str:
+        return options_repr(self, "inplace_gradient")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]

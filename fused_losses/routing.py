@@ -13,6 +13,7 @@ What is left takes the kernels in one of two ways:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ from .route_log import COMPILED, EAGER, WATCHED
 from .tracing import constant_while_tracing
 
 __all__ = [
+    "OVERRIDDEN",
+    "SEEN_BY_TORCH",
+    "are_transforms_active",
     "has_overrides",
     "is_autocast",
     "is_differentiated",
@@ -43,12 +47,15 @@ __all__ = [
     "without_waiting_wrapper",
 ]
 
+OVERRIDDEN = "a subclass or a mode overrides torch's functions"
+SEEN_BY_TORCH = "a transform or a mode sees torch's operators"
+
 HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
 _PLAIN_TYPES = frozenset({Tensor, Parameter, FakeTensor})
 _HAS_CUDA = is_cuda_available()
 
 is_compiling = torch.compiler.is_compiling
-_are_transforms_active = torch._C._are_functorch_transforms_active
+are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
 _num_function_modes = torch._C._len_torch_function_stack
 _tracing_state = torch._C._get_tracing_state
@@ -80,7 +87,7 @@ def _has_overriding_type(tensors: tuple[Tensor | None, ...]) -> bool:
 @constant_while_tracing
 def _is_transform_traced() -> bool:
     """Dynamo follows a transform by entering it: what is true while it traces is true of the graph."""
-    return _are_transforms_active() or forward_ad._current_level >= 0
+    return are_transforms_active() or forward_ad._current_level >= 0
 
 
 @constant_while_tracing
@@ -162,12 +169,12 @@ def kernel_route() -> str:
     """Which way a call goes that a kernel takes."""
     if is_compiling():
         return COMPILED
-    return WATCHED if _are_transforms_active() or _num_dispatch_modes() else EAGER
+    return WATCHED if are_transforms_active() or _num_dispatch_modes() else EAGER
 
 
 def is_watched() -> bool:
     """Whether something watches or rewrites operators, and so must see the differentiable operator itself."""
-    return is_compiling() or _are_transforms_active() or _num_dispatch_modes() > 0
+    return is_compiling() or are_transforms_active() or _num_dispatch_modes() > 0
 
 
 class _WaitedFor(torch.autograd.Function):
@@ -196,7 +203,7 @@ def without_waiting_wrapper(tensor: Tensor) -> Tensor:
 
 def _is_transformed() -> bool:
     """Whether something is at work that a ``Function`` without ``setup_context`` and ``jvp`` does not serve."""
-    return is_compiling() or _are_transforms_active() or forward_ad._current_level >= 0
+    return is_compiling() or are_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_autocast(tensor: Tensor) -> bool:
@@ -211,14 +218,14 @@ def promotes(input: Tensor) -> bool:
 
 def may_be_differentiated(input: Tensor, route: str) -> bool:
     """Whether the loss of this input needs a graph. A transform may differentiate at a level that no flag shows."""
-    return (input.requires_grad and torch.is_grad_enabled()) or (route == WATCHED and _are_transforms_active())
+    return (input.requires_grad and torch.is_grad_enabled()) or (route == WATCHED and are_transforms_active())
 
 
 def requires_gradient(tensor: Tensor) -> bool:
     """Whether a backward wants its gradient: of this level, or of one below, which no flag of a wrapper shows."""
     if tensor.requires_grad:
         return True
-    if torch.compiler.is_dynamo_compiling() or not _are_transforms_active():
+    if torch.compiler.is_dynamo_compiling() or not are_transforms_active():
         return False
     while is_functorch_wrapped_tensor(tensor):
         tensor = get_unwrapped(tensor)

@@ -12,7 +12,7 @@ from .operators.registration import call
 from .operators.row_terms import row_terms
 from .operators.token_statistics import composite, refusal, require_floating_point
 from .route_log import note
-from .routing import has_overrides, kernel_route, reason_for_torch, without_waiting_wrapper
+from .routing import OVERRIDDEN, has_overrides, kernel_route, reason_for_torch, without_waiting_wrapper
 
 __all__ = ["TokenStatistics", "token_statistics"]
 
@@ -85,7 +85,7 @@ def token_statistics(
     options = (terms.logit_scale, terms.softcap, ignore_index)
     logits = without_waiting_wrapper(logits)
     reason = (
-        "a subclass or a mode overrides torch's functions"
+        OVERRIDDEN
         if has_overrides(logits, target)
         else reason_for_torch(logits, target) or refusal(logits, target, *options)
     )

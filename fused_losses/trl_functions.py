@@ -30,7 +30,7 @@ def selective_log_softmax(
         Log-probabilities of the logits' type.
 
     Raises:
-        IndexError: a class of an index of one a row is not in :math:`[0, V)`.
+        IndexError: a class is not in :math:`[0, V)`; of several a row it is the RuntimeError of torch's ``gather``.
         ValueError: ``temperature`` is not positive.
 
     Source: the function of this name in TRL.
@@ -78,7 +78,7 @@ def entropy_from_logits(logits: Tensor, chunk_size: int = 128) -> Tensor:
 
     Args:
         logits: the class axis last.
-        chunk_size: of no meaning here, since nothing of the logits' size is made.
+        chunk_size: has no effect, since nothing of the logits' size is made.
 
     Shape:
         - logits: :math:`(\dots, V)`.

@@ -28,7 +28,7 @@ class Device:
         return self.gigabytes_per_second / self.multiprocessors / self.gigahertz
 
     def instructions(self, moved_bytes: float) -> float:
-        """What a thread-instruction each may take while so many bytes are moved."""
+        """How many thread-instructions can be issued while so many bytes are moved."""
         return moved_bytes / self.bytes_per_clock * ISSUE_SLOTS
 
     def special_functions(self, moved_bytes: float) -> float:

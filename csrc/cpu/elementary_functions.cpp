@@ -1,4 +1,4 @@
-// exp, log and log1p as the kernels compute them, over an array: for the tests of their accuracy.
+// exp, log, log1p and tanh as the kernels compute them, over an array: for the tests of their accuracy.
 // Compiled once per instruction set.
 #include "flush_to_zero.h"
 #include "kernels.h"

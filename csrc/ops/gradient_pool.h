@@ -42,8 +42,8 @@ void give_back(Memory memory) noexcept;
 // What holds while no block is open. Idle memory beyond the limit goes back to the system at once.
 void set_limit(size_t bytes);
 
-// Between the two the limit is this one, in every thread: of all blocks that are open the smallest holds, and set_limit
-// waits until the last has ended. In a forked process only the blocks of the forking thread live on.
+// From open_block to close_block the limit is this one, in every thread: the smallest of all open blocks holds, and
+// set_limit waits until the last has ended. In a forked process only the blocks of the forking thread live on.
 uint64_t open_block(size_t bytes);
 void close_block(uint64_t block);
 

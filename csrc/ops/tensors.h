@@ -23,8 +23,8 @@ namespace fused_losses {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// For what an operator has no kernel for: Python turns to torch's own function, which computes it or says what is
-// wrong.
+// For what an operator has no kernel for. The package asks before it calls (fused_losses/operators), so that mostly who
+// calls an operator directly meets it, as a ValueError.
 [[noreturn]] inline void refuse(const std::string& reason) { throw std::invalid_argument("fused_losses: " + reason); }
 
 inline bool is_float_type(ScalarType type) {

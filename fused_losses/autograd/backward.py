@@ -36,7 +36,6 @@ from .scale_history import FOR_ONE
 _LOST_IN_SCALING = frozenset({torch.float16})  # gradients of this type have subnormal numbers where a loss is scaled
 
 keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
-below_autograd = torch._C._AutoDispatchBelowAutograd
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 

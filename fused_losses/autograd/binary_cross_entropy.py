@@ -10,9 +10,10 @@ from torch import Tensor
 
 from .. import _ops
 from ..operators.binary_cross_entropy import composite
+from ..operators.registration import below_autograd
 from ..route_log import EAGER
 from ..routing import may_be_differentiated
-from .backward import below_autograd, dense, is_plain, take_gradient
+from .backward import dense, is_plain, take_gradient
 from .eager import eager_apply, prepared_grad_output
 from .elementwise import watched_gradients, watched_loss
 from .scale_history import expectation_of

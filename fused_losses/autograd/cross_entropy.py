@@ -12,11 +12,10 @@ from .. import _ops
 from ..operators.class_axis import class_dim, mean_scale
 from ..operators.composite import other_gradients
 from ..operators.cross_entropy import composite
-from ..operators.registration import MEAN, NONE, call
+from ..operators.registration import MEAN, NONE, below_autograd, call
 from ..route_log import COMPILED, EAGER
 from ..routing import may_be_differentiated
 from .backward import (
-    below_autograd,
     dense,
     is_batched,
     is_plain,

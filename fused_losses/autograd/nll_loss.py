@@ -12,10 +12,10 @@ from .. import _ops
 from ..operators.class_axis import accumulation_dtype, class_dim, mean_scale
 from ..operators.composite import other_gradients
 from ..operators.nll_loss import composite
-from ..operators.registration import MEAN, SUM, call
+from ..operators.registration import MEAN, SUM, below_autograd, call
 from ..route_log import EAGER
 from ..routing import may_be_differentiated
-from .backward import below_autograd, dense, is_batched, is_plain, reduction_for_one, times_batch
+from .backward import dense, is_batched, is_plain, reduction_for_one, times_batch
 from .eager import eager_apply
 
 

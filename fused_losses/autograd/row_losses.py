@@ -7,9 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .. import _ops
-from ..operators.registration import NONE, SUM
+from ..operators.registration import NONE, SUM, below_autograd
 from ..operators.row_terms import RowTerms
-from .backward import below_autograd
 
 __all__ = ["RowLoss"]
 

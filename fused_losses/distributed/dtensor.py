@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from ..operators.registration import refusal_of_reduction
 from ..route_log import BY_CLASSES, BY_ROWS
-from ..routing import is_served, reason_of_surroundings, without_waiting_wrapper
+from ..routing import are_transforms_active, is_served, reason_of_surroundings, without_waiting_wrapper
 from . import dtensor_classes, dtensor_rows
 
 __all__ = ["Way", "way_of_dtensors"]
@@ -38,11 +38,15 @@ def way_of_dtensors(
     reduction: str,
     options: tuple[Any, ...],
 ) -> Way:
-    """Args:
-    name: the loss's.
-    input: a DTensor.
-    weights: those that the loss has.
-    options: the loss's other ones, in the order of its arguments.
+    """Which way the loss of a DTensor goes.
+
+    Args:
+        name: the loss's.
+        input: a DTensor.
+        target: any tensor.
+        weights: those that the loss has.
+        reduction: by name.
+        options: the loss's other ones, in the order of its arguments.
     """
     assert isinstance(input, DTensor)
     reason = _reason_of_surroundings() or refusal_of_reduction(reduction) or _refusal(input, target, weights)
@@ -62,7 +66,7 @@ def way_of_dtensors(
 def _reason_of_surroundings() -> str | None:
     if torch.compiler.is_compiling():
         return "a graph cannot hold the call"
-    if torch._C._are_functorch_transforms_active():
+    if are_transforms_active():
         return "DTensors under a transform are torch's"
     return reason_of_surroundings()
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["GIVEN", "Layout", "exchange", "known_layout"]
+__all__ = ["GIVEN", "Layout", "exchange", "known_layout", "local_targets"]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
@@ -14,13 +16,26 @@ from .losses import vocab_parallel_cross_entropy, vocab_parallel_token_statistic
 __all__ = ["VocabParallelCrossEntropyLoss", "VocabParallelLinearCrossEntropyLoss", "VocabParallelTokenStatistics"]
 
 
+_OWN = {"group", "weight", "linear_bias", "token_weight"}  # of the constructor or of the call
+
+
 class _WithOptions(nn.Module):
-    """Keeps the options of a function, whose names, defaults and checks are the function's."""
+    """Keeps the options of a function, whose names and defaults are the function's, and so are checks of values."""
 
     weight: Tensor | None
 
-    def __init__(self, group: dist.ProcessGroup | None, weight: Tensor | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        group: dist.ProcessGroup | None,
+        weight: Tensor | None,
+        options: dict[str, Any],
+    ) -> None:
         super().__init__()
+        parameters = inspect.signature(function).parameters.values()
+        known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} - _OWN
+        if unknown := sorted(options.keys() - known):
+            raise TypeError(f"{type(self).__name__} has no option {', '.join(unknown)}, but {', '.join(sorted(known))}")
         self.group = group
         self.register_buffer("weight", weight)
         self.options = options
@@ -44,7 +59,7 @@ class VocabParallelCrossEntropyLoss(_WithOptions):
     """
 
     def __init__(self, weight: Tensor | None = None, *, group: dist.ProcessGroup | None = None, **options: Any) -> None:
-        super().__init__(group, weight, options)
+        super().__init__(vocab_parallel_cross_entropy, group, weight, options)
 
     def forward(self, logits: Tensor, target: Tensor, token_weight: Tensor | None = None) -> Tensor:
         return vocab_parallel_cross_entropy(
@@ -67,7 +82,7 @@ class VocabParallelLinearCrossEntropyLoss(_WithOptions):
     """
 
     def __init__(self, weight: Tensor | None = None, *, group: dist.ProcessGroup | None = None, **options: Any) -> None:
-        super().__init__(group, weight, options)
+        super().__init__(vocab_parallel_linear_cross_entropy, group, weight, options)
 
     def forward(
         self,
@@ -103,7 +118,7 @@ class VocabParallelTokenStatistics(_WithOptions):
     """
 
     def __init__(self, *, group: dist.ProcessGroup | None = None, **options: Any) -> None:
-        super().__init__(group, None, options)
+        super().__init__(vocab_parallel_token_statistics, group, None, options)
 
     def forward(self, logits: Tensor, target: Tensor) -> TokenStatistics:
         return vocab_parallel_token_statistics(logits, target, group=self.group, **self.options)

@@ -40,9 +40,13 @@ class Layer(NamedTuple):
 
 
 def statistics_of_layer(layer: Layer, target: Tensor, vocabulary: Vocabulary, error: Exception | None) -> Statistics:
-    """Args:
-    target: [N], int64, over all shards.
-    error: what is wrong with this rank's arguments.
+    """The statistics of the rows over all shards, from this rank's shard of the layer, chunk by chunk.
+
+    Args:
+        layer: this rank's shard.
+        target: [N], int64, over all shards.
+        vocabulary: this rank's classes, and what is asked of all.
+        error: as for :func:`.statistics.statistics_of_group`.
     """
     dtype = accumulation_dtype(layer.input.dtype)
 

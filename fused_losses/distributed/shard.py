@@ -84,11 +84,14 @@ class GradientsOfSums(NamedTuple):
 def sums_of_shard(
     logits: Tensor, local_target: Tensor, transform: LogitTransform, class_weight: Tensor | None, *, weighted: bool
 ) -> ShardSums:
-    """Args:
-    logits: [..., V_local], rows of any stride.
-    local_target: [N], the number of rows; int64; :data:`NOT_HERE` where no class of the shard is the target.
-    class_weight: [V_local] for the weighted sum; all 1 if ``None``.
-    weighted: whether that sum is asked for.
+    """The sums of each row of this shard's logits.
+
+    Args:
+        logits: [..., V_local], rows of any stride.
+        local_target: [N], the number of rows; int64; :data:`NOT_HERE` where no class of the shard is the target.
+        transform: from the logits to what softmax takes.
+        class_weight: [V_local] for the weighted sum; all 1 if ``None``.
+        weighted: whether that sum is asked for.
     """
     dtype = accumulation_dtype(logits.dtype)
     if logits.numel() == 0:

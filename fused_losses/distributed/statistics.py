@@ -75,10 +75,13 @@ class Statistics(NamedTuple):
 
 
 def statistics_of_logits(logits: Tensor, target: Tensor, vocabulary: Vocabulary, error: Exception | None) -> Statistics:
-    """Args:
-    logits: [..., V_local]
-    target: [N], int64, over all shards.
-    error: as for :func:`statistics_of_group`.
+    """The statistics of the rows over all shards, from this rank's shard of the logits.
+
+    Args:
+        logits: [..., V_local].
+        target: [N], int64, over all shards.
+        vocabulary: this rank's classes, and what is asked of all.
+        error: as for :func:`statistics_of_group`.
     """
 
     def sweep(local_target: Tensor) -> ShardSums:
@@ -95,11 +98,14 @@ def statistics_of_group(
     sweep: Callable[[Tensor], ShardSums],
     error: Exception | None,
 ) -> Statistics:
-    """Args:
-    target: [N], int64, over all shards.
-    dtype: the type of computation.
-    sweep: from the targets within the shard, [N], to the sums of the shard.
-    error: what is wrong with this rank's arguments: see Note [Two reductions].
+    """The statistics of the rows over all shards, from the sums of each.
+
+    Args:
+        vocabulary: this rank's classes, and what is asked of all.
+        target: [N], int64, over all shards.
+        dtype: the type of computation.
+        sweep: from the targets within the shard, [N], to the sums of the shard.
+        error: what is wrong with this rank's arguments: see Note [Two reductions].
     """
     while True:
         outcome = _attempt(vocabulary, target, dtype, sweep, error)

@@ -1,14 +1,16 @@
 """The frameworks in which people train: a module for each, with ``enable()`` and ``disable()``.
 
-Each is imported by its name (``from fused_losses.integrations import transformers``), and imports its framework then.
+Each is imported when it is asked for (``fused_losses.integrations.transformers``), and imports its framework then.
 :func:`status` says what there is in this environment, and imports none.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import sys
-from typing import NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 __all__ = ["Integration", "status"]
 
@@ -38,6 +40,14 @@ _EFFECTS = {
     "torchvision": "enable() replaces sigmoid_focal_loss, in its detection models too",
     "lightning": "FusedLosses() is a callback that converts the module's losses, patches torch's, and reports",
 }
+
+
+if not TYPE_CHECKING:  # for which a module with __getattr__ has every name
+
+    def __getattr__(name: str) -> ModuleType:
+        if name in _EFFECTS:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def status() -> tuple[Integration, ...]:

@@ -18,7 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..autograd.eager import saves_through_hooks
 from ..functional import cross_entropy, linear_cross_entropy
-from ..routing import HALF_DTYPES
+from ..operators.composite import pulled_back
+from ..routing import HALF_DTYPES, are_transforms_active
 
 __all__ = ["DeferredLogits", "DeferringLinear", "float32_cross_entropy"]
 
@@ -95,13 +96,7 @@ class _Deferral:
         for hook in self.hooks.values():
             hook(grad_output)
         self.check_layer()
-        create_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in self.layer[:3]]
-            wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if alias is not None and needs]
-            logits = self._computed(*aliases)  # type: ignore[arg-type]
-            found = iter(torch.autograd.grad(logits, wanted, grad_output, create_graph=create_graph))
-        return [next(found) if needs else None for needs in needed]
+        return pulled_back(self._computed, self.layer[:3], needed, grad_output)
 
     def check_layer(self) -> None:
         """That it is what it was when it was called."""
@@ -174,7 +169,7 @@ class DeferredLogits(Tensor):
     @classmethod
     def of(cls, deferral: _Deferral, dtype: torch.dtype) -> DeferredLogits:
         layer = deferral.layer
-        if torch._C._are_functorch_transforms_active():  # which would take the type from what a Function returns
+        if are_transforms_active():  # which would take the type from what a Function returns
             requires_grad = any(t is not None and t.requires_grad for t in layer[:3])
             deferred = _without_memory(layer, dtype, requires_grad=requires_grad)
         else:

@@ -9,6 +9,7 @@ from ..routing import is_autocast, promotes
 from ..torch_losses import torch_function
 from .elementwise import operators_of
 from .elementwise import refusal as refusal_of_elementwise
+from .registration import REDUCTION_NAMES
 
 
 def refusal(input: Tensor, target_dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> str | None:
@@ -24,7 +25,7 @@ def composite(reduction: int, input: Tensor, target: Tensor, weight: Tensor | No
     """Torch's own binary cross-entropy with the operators' options."""
     if target.dtype != input.dtype:
         input = input.to(target.dtype)
-    return torch_function("binary_cross_entropy")(input, target, weight, reduction=("none", "mean", "sum")[reduction])
+    return torch_function("binary_cross_entropy")(input, target, weight, reduction=REDUCTION_NAMES[reduction])
 
 
 def _second_derivative(factor: Tensor, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..torch_losses import torch_function
 from .elementwise import operators_of
+from .registration import REDUCTION_NAMES
 
 
 def composite(
@@ -14,7 +15,7 @@ def composite(
 ) -> Tensor:
     """Torch's own binary cross-entropy with the operators' options."""
     return torch_function("binary_cross_entropy_with_logits")(
-        logits, target, weight, reduction=("none", "mean", "sum")[reduction], pos_weight=pos_weight
+        logits, target, weight, reduction=REDUCTION_NAMES[reduction], pos_weight=pos_weight
     )
 
 

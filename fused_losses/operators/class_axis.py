@@ -15,6 +15,12 @@ INDEX_DTYPES = frozenset({torch.int64, torch.int32, torch.uint8})
 NO_INDEX = -(2**63)  # an ignore_index that ignores nothing
 
 
+def refusal_of_ignore_index(ignore_index: object) -> str | None:
+    """Why the kernels do not take it, or ``None``."""
+    fits = type(ignore_index) is int and -(2**63) <= ignore_index < 2**63
+    return None if fits else "ignore_index is no 64-bit integer"
+
+
 def refusal_of_class_indices(input: Tensor, target: Tensor) -> str | None:
     """Why the kernels do not take these targets, or ``None``."""
     if target.dtype not in INDEX_DTYPES:
@@ -77,6 +83,12 @@ def mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, i
     if target.is_floating_point():
         return input.numel() / input.shape[class_dim(input.shape)]
     return target_weights(target, weight, ignore_index, torch.float64).sum().to(accumulation_dtype(input.dtype))
+
+
+def stack_weights(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """What the mean of each sample of a stack, the batch axis first, divides by: the weights of its class indices."""
+    weights = target_weights(target, weight, ignore_index, torch.float64)
+    return weights.flatten(1).sum(1) if weights.dim() > 1 else weights
 
 
 def mean_scale(target: Tensor, weight: Tensor | None, ignore_index: int, input: Tensor) -> Tensor | float:

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registration import are_transforms_active
+from ..routing import are_transforms_active
 
 
 def pulled_back(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], needed: Sequence[bool], grad_output: Tensor
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    tensors: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grad_output: Tensor | tuple[Tensor, ...],
 ) -> list[Tensor | None]:
-    """The gradients of ``function(*tensors)`` for the tensors that need one.
+    """The gradients of ``function(*tensors)``, a tensor or several, for the tensors that need one.
 
     Note [Hooks of saved tensors]
     ``torch.autograd.grad`` with respect to a tensor runs the hooks that hang on it, which the backward around this call
@@ -34,7 +37,7 @@ def pulled_back(
             gradients = torch.autograd.grad(result, wanted, grad_output, create_graph=create_graph, allow_unused=True)
     if not has_graph:
 
-        def of_wanted(*values: Tensor) -> Tensor:
+        def of_wanted(*values: Tensor) -> Tensor | tuple[Tensor, ...]:
             rest = iter(values)
             return function(*(next(rest) if needs else alias for alias, needs in zip(aliases, needed, strict=True)))
 

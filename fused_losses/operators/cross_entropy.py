@@ -7,6 +7,7 @@ gradient of its loss and p its softmax, the gradient is ``s (M p - q - y [c = t]
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -29,11 +30,13 @@ from .class_axis import (
     position_sizes,
     refusal_of_class_indices,
     refusal_of_class_weight,
+    refusal_of_ignore_index,
+    stack_weights,
     target_weights,
     unfold,
 )
 from .composite import other_gradients, second_gradients
-from .registration import MEAN, NONE, Operator, call
+from .registration import MEAN, NONE, REDUCTION_NAMES, Operator, call
 from .row_terms import RowTerms, composite_with_terms, has_terms
 
 _Options = tuple[Any, ...]  # reduction, ignore_index, label_smoothing, promote, and RowTerms if there are any
@@ -60,8 +63,8 @@ def refusal(
     """Why the kernels do not compute this cross-entropy, or ``None``."""
     if logits.dtype not in FLOAT_DTYPES or logits.dim() == 0:
         return "the logits are no floating-point tensor with a class axis"
-    if not (type(ignore_index) is int and -(2**63) <= ignore_index < 2**63):
-        return "ignore_index is no 64-bit integer"
+    if (reason := refusal_of_ignore_index(ignore_index)) is not None:
+        return reason
     if not (type(label_smoothing) in (float, int) and 0 <= label_smoothing <= 1):
         return "label_smoothing is no number in [0, 1]"
     if is_probability(target) and target.shape == logits.shape:
@@ -99,9 +102,7 @@ def _fake_with_gradient(
 def _fake_with_statistics(
     logits: Tensor, target: Tensor, class_weight: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    num_positions = 1
-    for size in position_sizes(logits.shape):
-        num_positions = num_positions * size
+    num_positions = math.prod(position_sizes(logits.shape))
     statistics = logits.new_empty((3, num_positions), dtype=accumulation_dtype(logits.dtype))
     return _fake_loss(logits, target, class_weight, *options), statistics
 
@@ -133,7 +134,7 @@ def composite(options: _Options, logits: Tensor, target: Tensor, class_weight: T
         target,
         class_weight,
         ignore_index=ignore_index,
-        reduction=("none", "mean", "sum")[reduction],
+        reduction=REDUCTION_NAMES[reduction],
         label_smoothing=label_smoothing,
     )
 
@@ -239,8 +240,7 @@ def _denominators(
         return None
     if is_probability(target):
         return logits[0].numel() // logits.shape[1 + class_dim(logits.shape[1:])]
-    weights = target_weights(target, class_weight, ignore_index, torch.float64)
-    return weights.flatten(1).sum(1) if weights.dim() > 1 else weights
+    return stack_weights(target, class_weight, ignore_index)
 
 
 def _batch_with_statistics(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:

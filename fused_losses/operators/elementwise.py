@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..routing import HALF_DTYPES, is_autocast
+from ..routing import HALF_DTYPES, are_transforms_active, is_autocast
 from .batching import batch_first, reduce_stack, spread_stack
 from .class_axis import FLOAT_DTYPES, accumulation_dtype
 from .composite import other_gradients, second_gradients
-from .registration import MEAN, NONE, Operator, are_transforms_active, call
+from .registration import MEAN, NONE, Operator, call
 
 _MOST_BROADCAST_DIMS = 8  # kMaxBroadcastDims in csrc/core
 

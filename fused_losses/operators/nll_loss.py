@@ -24,10 +24,11 @@ from .class_axis import (
     position_sizes,
     refusal_of_class_indices,
     refusal_of_class_weight,
-    target_weights,
+    refusal_of_ignore_index,
+    stack_weights,
 )
 from .composite import other_gradients
-from .registration import MEAN, NONE, Operator, call
+from .registration import MEAN, NONE, REDUCTION_NAMES, Operator, call
 
 _Options = tuple[int, int, bool]  # reduction, ignore_index, promote
 
@@ -41,9 +42,11 @@ def refusal(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
     """Why the kernels do not compute this loss, or ``None``."""
     if input.dtype not in FLOAT_DTYPES or input.dim() == 0:
         return "the input is no floating-point tensor with a class axis"
-    if not (type(ignore_index) is int and -(2**63) <= ignore_index < 2**63):
-        return "ignore_index is no 64-bit integer"
-    return refusal_of_class_indices(input, target) or refusal_of_class_weight(input, weight, promote)
+    return (
+        refusal_of_ignore_index(ignore_index)
+        or refusal_of_class_indices(input, target)
+        or refusal_of_class_weight(input, weight, promote)
+    )
 
 
 # Fake kernels
@@ -79,7 +82,7 @@ def composite(options: _Options, input: Tensor, target: Tensor, weight: Tensor |
         input = input.to(dtype)
         weight = None if weight is None else weight.to(dtype)
     return torch_function("nll_loss")(
-        input, target, weight, ignore_index=ignore_index, reduction=("none", "mean", "sum")[reduction]
+        input, target, weight, ignore_index=ignore_index, reduction=REDUCTION_NAMES[reduction]
     )
 
 
@@ -103,10 +106,7 @@ def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None,
 
 
 def _denominators(target: Tensor, weight: Tensor | None, ignore_index: int, reduction: int) -> Tensor | None:
-    if reduction != MEAN:
-        return None
-    weights = target_weights(target, weight, ignore_index, torch.float64)
-    return weights.flatten(1).sum(1) if weights.dim() > 1 else weights
+    return stack_weights(target, weight, ignore_index) if reduction == MEAN else None
 
 
 def _batch_loss(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:

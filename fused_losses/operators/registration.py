@@ -18,14 +18,27 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..routing import are_transforms_active
 
-__all__ = ["MEAN", "NONE", "REDUCTIONS", "SUM", "Operator", "call", "refusal_of_reduction", "register"]
+__all__ = [
+    "MEAN",
+    "NONE",
+    "REDUCTIONS",
+    "REDUCTION_NAMES",
+    "SUM",
+    "Operator",
+    "below_autograd",
+    "call",
+    "refusal_of_reduction",
+    "register",
+]
 
 # The operators' numbers of the reductions, as torch.nn._reduction has them.
 NONE = 0
 MEAN = 1
 SUM = 2
 REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
+REDUCTION_NAMES = tuple(REDUCTIONS)  # by number
 
 
 def refusal_of_reduction(reduction: Any) -> str | None:
@@ -34,7 +47,6 @@ def refusal_of_reduction(reduction: Any) -> str | None:
     return None if known else "the reduction is none of 'none', 'mean' and 'sum'"
 
 
-are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
 

@@ -11,7 +11,13 @@ from torch import Tensor
 from .._cuda import is_cuda_available
 from ..torch_losses import torch_function
 from .batching import batch_first
-from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype, is_counted
+from .class_axis import (
+    FLOAT_DTYPES,
+    INDEX_DTYPES,
+    accumulation_dtype,
+    is_counted,
+    refusal_of_ignore_index,
+)
 from .composite import needed_gradients, pulled_back
 from .logit_transform import LogitTransform
 from .registration import Operator, call
@@ -35,11 +41,7 @@ def refusal(logits: Tensor, target: Tensor, logit_scale: float, softcap: float, 
         return "the logits are no floating-point tensor with a class axis"
     if target.dtype not in INDEX_DTYPES or target.shape != logits.shape[:-1]:
         return "the targets are no class indices in the shape of the logits without their last axis"
-    if not (0 < abs(logit_scale) < math.inf and softcap < math.inf):
-        return "logit_scale or softcap is not finite, or logit_scale is 0"
-    if not (type(ignore_index) is int and -(2**63) <= ignore_index < 2**63):
-        return "ignore_index is no 64-bit integer"
-    return refusal_of_scales(logits, logit_scale, softcap)
+    return refusal_of_ignore_index(ignore_index) or refusal_of_scales(logits, logit_scale, softcap)
 
 
 def refusal_of_scales(logits: Tensor, logit_scale: float, softcap: float) -> str | None:
@@ -70,12 +72,9 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(logits.dtype)
     sizes = logits.shape[:-1]
-    num_positions = 1
-    for size in sizes:
-        num_positions = num_positions * size
     log_prob, log_sum_exp, entropy = (logits.new_empty(sizes, dtype=dtype) for _ in range(3))
     argmax = logits.new_empty(sizes, dtype=torch.int64)
-    return log_prob, log_sum_exp, entropy, argmax, logits.new_empty((_NUM_SAVED, num_positions), dtype=dtype)
+    return log_prob, log_sum_exp, entropy, argmax, logits.new_empty((_NUM_SAVED, math.prod(sizes)), dtype=dtype)
 
 
 def _fake_backward(

@@ -79,3 +79,16 @@ def test_the_example_trains_the_same_curve_as_one_process():
     run = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "furthest apart" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "option"),
+    [
+        (distributed.VocabParallelCrossEntropyLoss, "label_smothing"),
+        (distributed.VocabParallelLinearCrossEntropyLoss, "token_weight"),  # of the call
+        (distributed.VocabParallelTokenStatistics, "reduction"),
+    ],
+)
+def test_modules_refuse_options_that_their_functions_lack(module, option):
+    with pytest.raises(TypeError, match=f"{module.__name__} has no option {option}, but .*softcap"):
+        module(**{option: 0.1})

@@ -58,6 +58,7 @@ def test_options_beyond_torchs():
     input, target = torch.randn(8, 6), torch.randint(5, (8,))
     by_function = fused_losses.functional.linear_cross_entropy(input, module.linear.weight, target, **extras)
     assert torch.equal(module(input, target), by_function)
+    assert "options=None, logit_scale=0.5, softcap=3.0, lse_square_scale=0.01" in repr(module)
 
 
 def test_copies_compute_the_same():

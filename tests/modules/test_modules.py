@@ -80,6 +80,20 @@ def test_repr_and_extra_repr(loss):
     assert repr(torchs) in repr(model)
 
 
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        (fused_losses.CrossEntropyLoss, dict(inplace_gradient=True, logit_scale=0.5, softcap=30.0)),
+        (fused_losses.CrossEntropyLoss, dict(lse_square_scale=1e-4, focal_gamma=2.0)),
+        (fused_losses.BCEWithLogitsLoss, dict(inplace_gradient=True)),
+    ],
+)
+def test_repr_has_the_options_beyond_torchs_that_are_set(module, options):
+    assert repr(module(**options)) == f"{module.__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+    converted = fused_losses.convert(module.__base__())
+    assert repr(converted) == repr(module()) == f"{module.__name__}()"
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_state_dict_is_exchanged_with_torchs(loss):
     options = constructor_options(loss)
