@@ -5,6 +5,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from losses import BINARY_LOSSES, CLASS_LOSSES, CROSS_ENTROPY, LOSSES, REDUCTIONS, sample, sample_class_probabilities
 from torch import func
+from torch.fx.experimental.proxy_tensor import make_fx
 
 FEW_ROUNDINGS = 16 * torch.finfo(torch.float64).eps
 
@@ -151,6 +152,25 @@ def test_plain_tensors_inside_a_dual_level(loss, device):
         assert forward_ad.unpack_dual(value).tangent is None
         (gradient,) = torch.autograd.grad(value, input)
     assert_same(gradient, torch.autograd.grad(loss.torchs(input, target), input)[0])
+
+
+FUNCTIONALIZED = {
+    "alone": lambda f, x: func.functionalize(f)(x),
+    "around a gradient": lambda f, x: func.functionalize(func.grad(f))(x),
+    "inside a gradient": lambda f, x: func.grad(func.functionalize(f))(x),
+    "around a stack": lambda f, x: func.functionalize(func.vmap(f))(torch.stack([x, x.flip(0)])),
+    "inside a gradient of a stack": lambda f, x: func.vmap(func.grad(func.functionalize(f)))(torch.stack([x] * 2)),
+    "traced": lambda f, x: make_fx(func.functionalize(func.grad(f)))(x)(x),
+}
+
+
+@pytest.mark.parametrize("nesting", FUNCTIONALIZED)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_functionalize(loss, nesting, device):
+    """It has no rule for a Function, and the other levels hand theirs down to it."""
+    input, target = float64_sample(loss, (6, 5), device)
+    transform = FUNCTIONALIZED[nesting]
+    assert_same(*of_both(loss, lambda f: transform(lambda x: f(x, target), input)))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
