@@ -176,7 +176,7 @@ def kernel_route() -> str:
 
 def is_watched() -> bool:
     """Whether something watches or rewrites operators, and so must see the differentiable operator itself."""
-    return is_compiling() or _are_transforms_active() or _num_dispatch_modes() > 0
+    return is_compiling() or _is_transformed() or _num_dispatch_modes() > 0
 
 
 class _WaitedFor(torch.autograd.Function):

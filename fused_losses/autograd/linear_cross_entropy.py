@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..operators.class_axis import is_class
+from ..operators.composite import pulled_back
 from ..operators.linear_cross_entropy import (
     LinearLossOptions,
     autocast_is_off,
@@ -321,15 +322,9 @@ def computed_gradients(
 
 
 def _watched_gradients(ctx: Any, tensors: list[Any], grad_output: Tensor) -> list[Tensor | None]:
-    """Through torch's operators, with all logits. Of aliases: see Note [Hooks of saved tensors]."""
+    """Through torch's operators, with all logits."""
     needed = ctx.needs_input_grad[:_NUM_TENSORS]
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-        wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if alias is not None and needs]
-        loss = partial(composite, ctx.options)(*aliases)  # type: ignore[arg-type]
-        found = iter(torch.autograd.grad(loss, wanted, grad_output, create_graph=create_graph))
-    return [next(found) if needs else None for needs in needed]
+    return pulled_back(partial(composite, ctx.options), tensors, needed, grad_output)
 
 
 _apply = eager_apply(LinearCrossEntropyFunction)

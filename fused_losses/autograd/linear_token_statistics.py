@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..operators.composite import pulled_back
 from ..operators.linear_cross_entropy import autocast_is_off, composite_statistics
 from ..routing import is_watched
 from .backward import below_autograd, is_batched
@@ -105,18 +106,12 @@ def _is_watched_backward(grads: tuple[Tensor | None, ...]) -> bool:
 
 
 def _watched_gradients(ctx: Any, tensors: Sequence[Any], grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    """Through torch's operators, with all logits. Of aliases: see Note [Hooks of saved tensors]."""
+    """Through torch's operators, with all logits."""
     *differentiable, target = tensors
-    needed = ctx.needs_input_grad[:3]
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in differentiable]
-        results = composite_statistics(ctx.options, *aliases, target)[:3]  # type: ignore[call-arg, arg-type]
-        used = [(result, grad) for result, grad in zip(results, grads, strict=True) if grad is not None]
-        wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if alias is not None and needs]
-        found = iter(
-            torch.autograd.grad(
-                [result for result, _ in used], wanted, [grad for _, grad in used], create_graph=create_graph
-            )
-        )
-    return [next(found) if needs else None for needs in needed]
+
+    def statistics_in_use(*layer: Any) -> tuple[Tensor, ...]:
+        results = composite_statistics(ctx.options, *layer, target)[:3]  # type: ignore[call-arg]
+        return tuple(result for result, grad in zip(results, grads, strict=True) if grad is not None)
+
+    in_use = tuple(grad for grad in grads if grad is not None)
+    return pulled_back(statistics_in_use, differentiable, ctx.needs_input_grad[:3], in_use)

@@ -154,6 +154,23 @@ def test_plain_tensors_inside_a_dual_level(loss, device):
     assert_same(gradient, torch.autograd.grad(loss.torchs(input, target), input)[0])
 
 
+@pytest.mark.parametrize("transform", [func.vmap, func.jacrev, lambda f: func.grad(lambda v: f(v).square().sum())])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_transforms_of_an_eager_backward_with_a_graph(loss, reduction, transform, device):
+    input, target = float64_sample(loss, (6, 5), device)
+
+    def transformed(function):
+        leaf = input.clone().requires_grad_()
+        losses = function(leaf, target, reduction=reduction)
+        grad_output = torch.ones((2, *losses.shape) if transform is func.vmap else losses.shape, dtype=losses.dtype)
+        pull_back = lambda v: torch.autograd.grad(losses, leaf, v, create_graph=True, retain_graph=True)[0]  # noqa: E731
+        return transform(pull_back)(grad_output.to(device))
+
+    ours, torchs = of_both(loss, transformed)
+    torch.testing.assert_close(ours, torchs, rtol=1e-10, atol=1e-10)  # torch's BCE has 1e-12 in a denominator
+
+
 FUNCTIONALIZED = {
     "alone": lambda f, x: func.functionalize(f)(x),
     "around a gradient": lambda f, x: func.functionalize(func.grad(f))(x),
