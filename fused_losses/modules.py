@@ -41,7 +41,8 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         logit_scale, softcap, lse_square_scale, focal_gamma: likewise. ``token_weight`` is an argument of the call.
     """
 
-    # Of modules that convert() made.
+    # Of modules that convert() made. TorchScript sees what is no attribute of the instance among the constants alone.
+    __constants__ = ["logit_scale", "softcap", "lse_square_scale", "focal_gamma"]  # noqa: RUF012
     inplace_gradient = False
     logit_scale = 1.0
     softcap = cast("float | None", None)  # TorchScript reads no annotation here

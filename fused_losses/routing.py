@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch._C._functorch import TransformType, get_interpreter_stack, get_unwrapped, is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
@@ -109,7 +109,16 @@ def reason_of_surroundings() -> str | None:
         return "the kernels have no forward-mode derivative"
     if _tracing_state() is not None:
         return "torch.jit.trace records torch's own operators"
+    if _is_functionalized():
+        return "torch.func.functionalize has no rule for a torch.autograd.Function"
     return None
+
+
+def _is_functionalized() -> bool:
+    """Whether that transform is at work at any level: the levels hand a Function down to each other."""
+    return are_transforms_active() and any(
+        level.key() == TransformType.Functionalize for level in get_interpreter_stack() or ()
+    )
 
 
 def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -> str | None:
@@ -174,7 +183,7 @@ def kernel_route() -> str:
 
 def is_watched() -> bool:
     """Whether something watches or rewrites operators, and so must see the differentiable operator itself."""
-    return is_compiling() or are_transforms_active() or _num_dispatch_modes() > 0
+    return _is_transformed() or _num_dispatch_modes() > 0
 
 
 class _WaitedFor(torch.autograd.Function):

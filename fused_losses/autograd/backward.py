@@ -15,8 +15,8 @@ computes it anew in its place unless ``grad_output`` is 1. It waits in one case 
 float16 and a modified input.
 
 Note [Watched backwards]
-A backward that is itself differentiated (``create_graph``), transformed, batched, traced or watched by a mode takes the
-differentiable operator, which sees the saved tensors as they hang in the graph and runs nobody's hooks.
+A backward that is itself differentiated (``create_graph``, forward mode), transformed, batched, traced or watched by a
+mode takes the differentiable operator, which sees the saved tensors as they hang in the graph and runs nobody's hooks.
 """
 
 from __future__ import annotations

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..routing import are_transforms_active
 
+_ResultT = TypeVar("_ResultT", Tensor, tuple[Tensor, ...])
+
 
 def pulled_back(
-    function: Callable[..., Tensor | tuple[Tensor, ...]],
-    tensors: Sequence[Tensor | None],
-    needed: Sequence[bool],
-    grad_output: Tensor | tuple[Tensor, ...],
+    function: Callable[..., _ResultT], tensors: Sequence[Tensor | None], needed: Sequence[bool], grad_output: _ResultT
 ) -> list[Tensor | None]:
     """The gradients of ``function(*tensors)``, a tensor or several, for the tensors that need one.
 
@@ -37,7 +36,7 @@ def pulled_back(
             gradients = torch.autograd.grad(result, wanted, grad_output, create_graph=create_graph, allow_unused=True)
     if not has_graph:
 
-        def of_wanted(*values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        def of_wanted(*values: Tensor) -> _ResultT:
             rest = iter(values)
             return function(*(next(rest) if needs else alias for alias, needs in zip(aliases, needed, strict=True)))
 

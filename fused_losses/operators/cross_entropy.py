@@ -316,5 +316,7 @@ OPERATORS = {
         save=_save_with_statistics,
         batch=_batch_with_statistics,
     ),
-    "cross_entropy_backward": Operator(fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward),
+    "cross_entropy_backward": Operator(
+        fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward, num_linear=1
+    ),
 }

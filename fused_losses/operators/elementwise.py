@@ -200,5 +200,6 @@ def operators_of(
             fake=_fake_backward,
             derivative=partial(_differentiate_backward, backward, composite, second_derivative),
             batch=partial(_batch_backward, backward),
+            num_linear=1,
         ),
     }

@@ -158,7 +158,9 @@ def _batch_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tup
 
 
 OPERATORS = {
-    "nll_loss": Operator(fake=_fake_loss, derivative=_differentiate_loss, batch=_batch_loss),
+    "nll_loss": Operator(fake=_fake_loss, derivative=_differentiate_loss, batch=_batch_loss, num_linear=1),
     "nll_loss_forward": Operator(fake=_fake_loss, batch=_batch_loss),
-    "nll_loss_backward": Operator(fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward),
+    "nll_loss_backward": Operator(
+        fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward, num_linear=1
+    ),
 }

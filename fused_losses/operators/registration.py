@@ -4,7 +4,8 @@ Note [Two registrations]
 :func:`torch.library.register_autograd` serves plain autograd, dispatch modes, torch.compile and torch.export, but not
 nested transforms of :mod:`torch.func`, which want a ``torch.autograd.Function`` with ``setup_context`` and ``vmap``.
 Both are made of one description. What a derivative or a batching rule computes goes through :func:`call`, which takes
-the one that the place wants.
+the one that the place wants. The Function alone has a forward-mode derivative, and only of what is linear: the losses
+themselves are torch's in forward mode, but a backward may meet the tangent of its ``grad_output``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _ops
 from ..routing import are_transforms_active
@@ -76,12 +78,14 @@ class Operator:
         save: ``save(ctx, inputs, output)``, what the derivative finds on ``ctx``; by default the tensors among the
             arguments, which come first, as ``ctx.saved_tensors``, and the others as ``ctx.options``.
         batch: ``batch(info, in_dims, *arguments)``, the rule of :func:`torch.library.register_vmap`.
+        num_linear: the number of leading tensors that the operator is linear in.
     """
 
     fake: Callable[..., Any]
     derivative: Callable[..., tuple[Tensor | None, ...]] | None = None
     save: Callable[[Any, tuple[Any, ...], Any], None] = _save_arguments
     batch: Callable[..., tuple[Any, Any]] | None = None
+    num_linear: int = 0
 
 
 _place = threading.local()
@@ -118,11 +122,23 @@ def _function(name: str, operator: Operator) -> type[torch.autograd.Function]:
         with below_autograd():
             return getattr(_ops, name)(*arguments)
 
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        operator.save(ctx, inputs, output)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_forward(*_leading_tensors(inputs))
+
+    def push_forward(ctx: Any, *tangents: Tensor | None) -> Any:
+        of_linear, of_others = tangents[: operator.num_linear], tangents[operator.num_linear :]
+        if any(tangent is not None for tangent in of_others):
+            raise NotImplementedError(f"{name} has no forward-mode derivative for what it is not linear in")
+        return call(name, *of_linear, *ctx.saved_tensors[operator.num_linear :], *ctx.options)
+
     parts = {
         "forward": forward,
-        "setup_context": operator.save,
+        "setup_context": save if operator.num_linear else operator.save,
         "backward": operator.derivative,
         "vmap": operator.batch,
+        "jvp": push_forward if operator.num_linear else None,
     }
     members = {part: staticmethod(function) for part, function in parts.items() if function is not None}
     return type(name, (torch.autograd.Function,), members)
@@ -132,7 +148,7 @@ def call(name: str, *arguments: Any) -> Any:
     """The operator, differentiable and batchable wherever this is called. See Note [Two registrations]."""
     if (
         not torch.compiler.is_compiling()
-        and are_transforms_active()
+        and (are_transforms_active() or forward_ad._current_level >= 0)
         and not getattr(_place, "is_among_operators", False)
     ):
         return _functions[name].apply(*arguments)  # type: ignore[no-untyped-call]

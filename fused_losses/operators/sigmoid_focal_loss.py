@@ -83,6 +83,6 @@ def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any)
 OPERATORS = {
     "sigmoid_focal_loss": Operator(fake=_fake_loss, derivative=_differentiate, batch=_batch),
     "sigmoid_focal_loss_backward": Operator(
-        fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward
+        fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward, num_linear=1
     ),
 }

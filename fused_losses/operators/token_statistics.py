@@ -144,6 +144,6 @@ def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any)
 OPERATORS = {
     "token_statistics": Operator(fake=_fake, derivative=_differentiate, save=_save, batch=_batch),
     "token_statistics_backward": Operator(
-        fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward
+        fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward, num_linear=3
     ),
 }

@@ -5,6 +5,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from losses import BINARY_LOSSES, CLASS_LOSSES, CROSS_ENTROPY, LOSSES, REDUCTIONS, sample, sample_class_probabilities
 from torch import func
+from torch.fx.experimental.proxy_tensor import make_fx
 
 FEW_ROUNDINGS = 16 * torch.finfo(torch.float64).eps
 
@@ -151,6 +152,42 @@ def test_plain_tensors_inside_a_dual_level(loss, device):
         assert forward_ad.unpack_dual(value).tangent is None
         (gradient,) = torch.autograd.grad(value, input)
     assert_same(gradient, torch.autograd.grad(loss.torchs(input, target), input)[0])
+
+
+@pytest.mark.parametrize("transform", [func.vmap, func.jacrev, lambda f: func.grad(lambda v: f(v).square().sum())])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_transforms_of_an_eager_backward_with_a_graph(loss, reduction, transform, device):
+    input, target = float64_sample(loss, (6, 5), device)
+
+    def transformed(function):
+        leaf = input.clone().requires_grad_()
+        losses = function(leaf, target, reduction=reduction)
+        grad_output = torch.ones((2, *losses.shape) if transform is func.vmap else losses.shape, dtype=losses.dtype)
+        pull_back = lambda v: torch.autograd.grad(losses, leaf, v, create_graph=True, retain_graph=True)[0]  # noqa: E731
+        return transform(pull_back)(grad_output.to(device))
+
+    ours, torchs = of_both(loss, transformed)
+    torch.testing.assert_close(ours, torchs, rtol=1e-10, atol=1e-10)  # torch's BCE has 1e-12 in a denominator
+
+
+FUNCTIONALIZED = {
+    "alone": lambda f, x: func.functionalize(f)(x),
+    "around a gradient": lambda f, x: func.functionalize(func.grad(f))(x),
+    "inside a gradient": lambda f, x: func.grad(func.functionalize(f))(x),
+    "around a stack": lambda f, x: func.functionalize(func.vmap(f))(torch.stack([x, x.flip(0)])),
+    "inside a gradient of a stack": lambda f, x: func.vmap(func.grad(func.functionalize(f)))(torch.stack([x] * 2)),
+    "traced": lambda f, x: make_fx(func.functionalize(func.grad(f)))(x)(x),
+}
+
+
+@pytest.mark.parametrize("nesting", FUNCTIONALIZED)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_functionalize(loss, nesting, device):
+    """It has no rule for a Function, and the other levels hand theirs down to it."""
+    input, target = float64_sample(loss, (6, 5), device)
+    transform = FUNCTIONALIZED[nesting]
+    assert_same(*of_both(loss, lambda f: transform(lambda x: f(x, target), input)))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)

@@ -129,3 +129,11 @@ def test_nested(loss, nesting, device):
     taken = {route for by_route in fused_losses.routes().values() for route in by_route}
     assert taken and not any(route.startswith("torch") for route in taken), taken
     assert_same(result, NESTED[nesting](torchs, x))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_functionalize_takes_torchs_operators(loss, device):
+    x = torch.randn(3, 4, dtype=torch.float64, device=device)
+    ours, torchs = LOSSES[loss]
+    assert_same(func.functionalize(func.grad(ours))(x), func.grad(torchs)(x))
+    assert_same(func.grad(func.functionalize(ours))(x), func.grad(torchs)(x))

@@ -222,6 +222,7 @@ ROUTES = [
     Route("under torch.func.vmap", FUSED, vmapped),
     Route("under torch.func.grad", FUSED, transformed(torch.func.grad)),
     Route("under torch.func.hessian", TORCH, transformed(torch.func.hessian)),
+    Route("under torch.func.functionalize", TORCH, transformed(torch.func.functionalize)),
     Route("under forward-mode AD", TORCH, dual_logits),
     Route("inside torch.compile", FUSED, compiled),
     Route("a module compiled by torch.jit.script", TORCH, scripted_module),

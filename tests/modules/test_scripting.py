@@ -6,6 +6,8 @@ import pytest
 import torch
 from losses import CROSS_ENTROPY, LOSSES, sample
 
+import fused_losses
+
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 
 FEW_ROUNDINGS = 8 * torch.finfo(torch.float32).eps
@@ -37,6 +39,14 @@ def test_scripted_module(loss):
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_scripted_module_without_options(loss):
     assert_like_torchs(torch.jit.script(loss.our_module()), loss, *sample(loss, (8, 5)))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_scripted_module_that_was_converted(loss):
+    model = torch.nn.Sequential(loss.torch_module(reduction="sum"))
+    scripted = torch.jit.script(fused_losses.convert(model)[0])
+    assert_like_torchs(scripted, loss, *sample(loss, (8, 5)), reduction="sum")
+    assert_like_torchs(saved_and_loaded(scripted), loss, *sample(loss, (8, 5)), reduction="sum")
 
 
 def test_scripted_cross_entropy_keeps_its_options():
