@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _ops
 from ..operators.class_axis import accumulation_dtype, class_dim, mean_scale
 from ..operators.composite import other_gradients
-from ..operators.nll_loss import composite
+from ..operators.nll_loss import composite, constant_of
 from ..operators.registration import MEAN, SUM, call
 from ..route_log import EAGER
 from ..routing import may_be_differentiated
@@ -73,24 +73,8 @@ def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     else:
         gradient = call("nll_loss_backward", grad_output, target, weight, input.shape, input.dtype, *ctx.options)
     if torch.is_grad_enabled():
-        gradient = _constant_of(input, gradient)
+        gradient = constant_of(input, gradient)
     return [gradient, *other_gradients(ctx, partial(composite, ctx.options), tensors, grad_output)]
-
-
-class _ConstantOf(torch.autograd.Function):
-    """A gradient that does not depend on the input it is the gradient for: its derivative is zeros, not nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, gradient: Tensor) -> Tensor:
-        ctx.zeros = partial(torch.zeros, input.shape, dtype=input.dtype, device=input.device)
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.zeros() if ctx.needs_input_grad[0] else None, grad_output
-
-
-_constant_of = eager_apply(_ConstantOf)
 
 
 def _batched_gradient(
