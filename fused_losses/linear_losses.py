@@ -22,7 +22,7 @@ from .operators.row_terms import refusal as refusal_of_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
 from .operators.token_statistics import require_floating_point
 from .route_log import COMPILED, EAGER, WATCHED, note
-from .routing import has_overrides, kernel_route, reason_for_torch
+from .routing import has_overrides, kernel_route, reason_for_torch, records_graph
 from .tokens import TokenStatistics
 from .torch_losses import LINEAR_CROSS_ENTROPY, mark_as_replacement, torch_function
 
@@ -268,7 +268,7 @@ def linear_token_statistics(
     elif route == COMPILED:
         results = linear_token_statistics_in_a_graph(options, *arguments)
     else:
-        differentiates = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
+        differentiates = records_graph() and any(t is not None and t.requires_grad for t in arguments)
         if differentiates:
             results = LinearTokenStatisticsFunction.apply(*arguments, options)  # type: ignore[no-untyped-call]
         else:
