@@ -110,7 +110,7 @@ def linear_cross_entropy(
     tensors = (input, linear_weight, target, linear_bias, weight)
     is_torchs = logit_scale == 1 and softcap is None and lse_square_scale == 0 and token_weight is None
     overridden = has_overrides(*tensors, token_weight)
-    if overridden and is_torchs and _torch_linear_cross_entropy is not None:
+    if overridden and is_torchs and _torch_linear_cross_entropy is not None and _torch_takes(input, target):
         return handle_torch_function(
             _torch_linear_cross_entropy,
             tensors,
@@ -274,6 +274,14 @@ def linear_token_statistics(
         else:
             results = fused_linear_token_statistics(options, *arguments)[:-1]
     return TokenStatistics(*(result.view(layer.positions) for result in results))
+
+
+def _torch_takes(input: Tensor, target: Tensor) -> bool:
+    """Whether torch's function does: not what is beyond it. A duck type or a proxy is torch's business."""
+    is_beyond = (isinstance(input, Tensor) and input.dim() > 2) or (
+        isinstance(target, Tensor) and target.dtype == torch.int32
+    )
+    return not is_beyond
 
 
 def _refusal(
