@@ -134,6 +134,8 @@ class LinearProblem:
         else:
             scale = _GRADIENT_UNITS.get(self.chunks.product_dtype, 1.0)
             factor = torch.ones_like(total) / (denominator * scale)
+            if self._counts is not None:  # of a mean over no rows the gradients are zeros, not 0 times infinity
+                factor = torch.where(self._counts.any(), factor, 1)
         gradients = LinearGradients(self.chunks, wanted)
         row_weight = self.token_weight
         if row_weight is None and self.chunks.overwritten:
