@@ -212,9 +212,7 @@ def promotes(input: Tensor) -> bool:
 
 def records_graph() -> bool:
     """Whether autograd records what is computed: never in inference mode, of which Dynamo knows nothing."""
-    return torch.is_grad_enabled() and (
-        torch.compiler.is_dynamo_compiling() or not torch.is_inference_mode_enabled()
-    )
+    return torch.is_grad_enabled() and (torch.compiler.is_dynamo_compiling() or not torch.is_inference_mode_enabled())
 
 
 def may_be_differentiated(input: Tensor, route: str) -> bool:

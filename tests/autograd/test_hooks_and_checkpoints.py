@@ -15,8 +15,9 @@ BEYOND_TORCH = {
     "probabilities": lambda logits, target: cross_entropy(logits, logits.detach().softmax(1).requires_grad_()),
     "focal loss": lambda logits, target: sigmoid_focal_loss(logits, logits.detach().sigmoid()),
     "statistics": lambda logits, target: token_statistics(logits, target).entropy,
-    "two statistics": lambda logits, target: token_statistics(logits, target).log_prob
-    * token_statistics(logits, target).log_sum_exp,
+    "two statistics": lambda logits, target: (
+        token_statistics(logits, target).log_prob * token_statistics(logits, target).log_sum_exp
+    ),
 }
 
 
