@@ -5,7 +5,8 @@ import torch
 from losses import CROSS_ENTROPY, LOSSES, REDUCTIONS, sample
 from parity import run
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from fused_losses.functional import cross_entropy, sigmoid_focal_loss, token_statistics
 
@@ -32,6 +33,29 @@ def test_checkpointed_loss(loss, reduction, use_reentrant, device):
     value.sum().backward()
     assert torch.equal(value, expected.loss)
     assert torch.equal(leaf.grad, expected.gradient)
+
+
+def test_a_checkpoint_computed_again_outside_of_a_mode_is_an_error_and_no_wrong_gradient(device):
+    """Torch's own loss, which the mode is given, and the fused one save other tensors: the checkpoint must see it."""
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    logits, _ = sample(CROSS_ENTROPY, (6, 5), device=device)
+    logits.requires_grad_()
+    probabilities = logits.detach().softmax(1)
+    for context in (None, lambda: (Mode(), Mode())):
+        options = {} if context is None else {"context_fn": context}
+        with Mode():
+            loss = checkpoint(lambda x: cross_entropy(x, probabilities.flip(0)), logits, use_reentrant=False, **options)
+        if context is None:
+            with pytest.raises(CheckpointError):
+                loss.backward()
+        else:
+            loss.backward()
+            expected = run(CROSS_ENTROPY.torchs, logits, probabilities.flip(0))
+            torch.testing.assert_close(logits.grad, expected.gradient)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
