@@ -277,11 +277,9 @@ def linear_token_statistics(
 
 
 def _torch_takes(input: Tensor, target: Tensor) -> bool:
-    """Whether torch's function does: not what is beyond it. A duck type or a proxy is torch's business."""
-    is_beyond = (isinstance(input, Tensor) and input.dim() > 2) or (
-        isinstance(target, Tensor) and target.dtype == torch.int32
-    )
-    return not is_beyond
+    """Whether torch's function does: not what is beyond it. Only plain tensors are asked, no subclass or proxy."""
+    has_rows_of_rows = type(input) is Tensor and input.dim() > 2
+    return not (has_rows_of_rows or (type(target) is Tensor and target.dtype == torch.int32))
 
 
 def _refusal(
