@@ -26,6 +26,19 @@ def forward_operator(loss):
     return "cross_entropy_with_statistics" if loss.name == "cross_entropy" else loss.name
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_a_checkpoint_computes_again_outside_of_the_mode(loss, reduction, device):
+    """What the operator has saved, the eager Function must save again, in the same order."""
+    input, target = sample(loss, (6, 5), device=device)
+    input.requires_grad_()
+    with Counting():
+        value = checkpoint(lambda x: loss.ours(x, target, reduction=reduction), input, use_reentrant=False)
+    (gradient,) = torch.autograd.grad(value.sum(), input)
+    (expected,) = torch.autograd.grad(loss.ours(input, target, reduction=reduction).sum(), input)
+    torch.testing.assert_close(gradient, expected)
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_a_second_derivative_under_a_mode(loss, device):
     """That of nll_loss is zeros, and not an error of a gradient that requires none."""
