@@ -71,6 +71,11 @@ def _torch_target(target: Tensor) -> Tensor:
     return target.long() if isinstance(target, Tensor) and target.dtype == torch.int32 else target
 
 
+def _target_handed_over(target: Tensor) -> Tensor:
+    """The same for a call that is handed over. Of a subclass nothing is asked, since its handler would answer."""
+    return _torch_target(target) if type(target) is Tensor else target
+
+
 def _autocast_target(target: Tensor) -> Tensor:
     dtype = autocast_dtype(target)
     return target if dtype == target.dtype else target.to(dtype)
@@ -201,7 +206,7 @@ def cross_entropy(
             _torch_cross_entropy,
             (input, target, weight),
             input,
-            target,
+            _target_handed_over(target),
             weight=weight,
             size_average=size_average,
             ignore_index=ignore_index,
@@ -277,7 +282,7 @@ def nll_loss(
             _torch_nll_loss,
             (input, target, weight),
             input,
-            target,
+            _target_handed_over(target),
             weight=weight,
             size_average=size_average,
             ignore_index=ignore_index,

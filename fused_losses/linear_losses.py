@@ -22,7 +22,7 @@ from .operators.row_terms import refusal as refusal_of_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
 from .operators.token_statistics import require_floating_point
 from .route_log import COMPILED, EAGER, WATCHED, note
-from .routing import OVERRIDDEN, SEEN_BY_TORCH, has_overrides, kernel_route, reason_for_torch
+from .routing import OVERRIDDEN, SEEN_BY_TORCH, has_overrides, kernel_route, reason_for_torch, records_graph
 from .tokens import TokenStatistics
 from .torch_losses import LINEAR_CROSS_ENTROPY, mark_as_replacement, torch_function
 
@@ -109,7 +109,7 @@ def linear_cross_entropy(
     tensors = (input, linear_weight, target, linear_bias, weight)
     is_torchs = logit_scale == 1 and softcap is None and lse_square_scale == 0 and token_weight is None
     overridden = has_overrides(*tensors, token_weight)
-    if overridden and is_torchs and _torch_linear_cross_entropy is not None:
+    if overridden and is_torchs and _torch_linear_cross_entropy is not None and _torch_takes(input, target):
         return handle_torch_function(
             _torch_linear_cross_entropy,
             tensors,
@@ -267,12 +267,18 @@ def linear_token_statistics(
     elif route == COMPILED:
         results = linear_token_statistics_in_a_graph(options, *arguments)
     else:
-        differentiates = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
+        differentiates = records_graph() and any(t is not None and t.requires_grad for t in arguments)
         if differentiates:
             results = LinearTokenStatisticsFunction.apply(*arguments, options)  # type: ignore[no-untyped-call]
         else:
             results = fused_linear_token_statistics(options, *arguments)[:-1]
     return TokenStatistics(*(result.view(layer.positions) for result in results))
+
+
+def _torch_takes(input: Tensor, target: Tensor) -> bool:
+    """Whether torch's function does: not what is beyond it. Only plain tensors are asked, no subclass or proxy."""
+    has_rows_of_rows = type(input) is Tensor and input.dim() > 2
+    return not (has_rows_of_rows or (type(target) is Tensor and target.dtype == torch.int32))
 
 
 def _refusal(

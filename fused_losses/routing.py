@@ -43,6 +43,7 @@ __all__ = [
     "promotes",
     "reason_for_torch",
     "reason_of_surroundings",
+    "records_graph",
     "requires_gradient",
     "without_waiting_wrapper",
 ]
@@ -137,7 +138,7 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
         return "the input is empty"
     if target is None:
         return "there is no target"
-    grad_enabled = torch.is_grad_enabled()
+    has_graph = records_graph()
     on_cpu = input.is_cpu
     for tensor in (target, *constants):
         if tensor is None:
@@ -146,7 +147,7 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
             return _what_is_not_served(tensor)
         if tensor.is_cpu != on_cpu or not (on_cpu or tensor.device == input.device):
             return "the tensors are on several devices"
-        if grad_enabled and requires_gradient(tensor):
+        if has_graph and requires_gradient(tensor):
             return "a target or weight requires a gradient"
     return None
 
@@ -225,9 +226,14 @@ def promotes(input: Tensor) -> bool:
     return input.dtype in HALF_DTYPES and is_autocast(input)
 
 
+def records_graph() -> bool:
+    """Whether autograd records what is computed: never in inference mode, of which Dynamo knows nothing."""
+    return torch.is_grad_enabled() and (torch.compiler.is_dynamo_compiling() or not torch.is_inference_mode_enabled())
+
+
 def may_be_differentiated(input: Tensor, route: str) -> bool:
     """Whether the loss of this input needs a graph. A transform may differentiate at a level that no flag shows."""
-    return (input.requires_grad and torch.is_grad_enabled()) or (route == WATCHED and are_transforms_active())
+    return (input.requires_grad and records_graph()) or (route == WATCHED and are_transforms_active())
 
 
 def requires_gradient(tensor: Tensor) -> bool:
@@ -247,4 +253,4 @@ def is_differentiated(tensor: Tensor) -> bool:
     """Whether a derivative for the tensor may be wanted, of any kind and at any level."""
     is_traced = torch.compiler.is_dynamo_compiling()
     may_be_forward = _is_transform_traced() if is_traced else forward_ad._current_level >= 0
-    return may_be_forward or (torch.is_grad_enabled() and requires_gradient(tensor))
+    return may_be_forward or (records_graph() and requires_gradient(tensor))

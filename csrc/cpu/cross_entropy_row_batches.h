@@ -141,7 +141,7 @@ class RowBatch : private Positions<T, Mass> {
     store(others, load(state_.others) * inverse_sum);
     for (int r = 0; r < tile_.count; ++r) {
       if (!used_[r]) {
-        ignored_gradient(logits_[r], gradients_[r], params_.num_classes, false);
+        ignored_gradient(logits_[r], gradients_[r], params_.num_classes, {});
         continue;
       }
       mass_.start_row(params_, tile_.first + r);

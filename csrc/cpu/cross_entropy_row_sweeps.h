@@ -177,23 +177,25 @@ inline A gradient_at_target(A row_mass, const Mass& mass, int64_t target_class, 
 }
 
 // The gradient of an ignored row is 0 * softmax: zeros, or NaN throughout where the softmax is NaN (as in torch), which
-// an infinite logit makes it unless it is softcapped.
+// an infinite logit makes it unless it is softcapped: the largest, or with a negative scale the smallest.
 template <class T>
-FUSED_LOSSES_FLATTEN inline void ignored_gradient(const T* x, T* gradient, int64_t num_classes, bool softcapped) {
+FUSED_LOSSES_FLATTEN inline void ignored_gradient(const T* x, T* gradient, int64_t num_classes,
+                                                  const UnitTransform& transform) {
   using A = Accumulation<T>;
+  const A sign = transform.logit_scale < 0 ? A(-1) : A(1);
   IntVec<A> is_nan[4] = {};
   Vec<A> max[4];
   for (Vec<A>& part : max) part = broadcast(-kInfinity<A>);
   const auto inspect = [&](Vec<A> value, int slot) {
-    max[slot] = max_of(value, max[slot]);
+    max[slot] = max_of(value * sign, max[slot]);
     is_nan[slot] |= value != value;
   };
   sweep<A>(
       num_classes, [&](int64_t i, int slot) { inspect(load(x + i), slot); },
-      [&](int64_t i, int64_t rest) { inspect(load_partial(x + i, rest, -kInfinity<A>), 0); });
+      [&](int64_t i, int64_t rest) { inspect(load_partial(x + i, rest, -kInfinity<A> * sign), 0); });
   const A row_max = max_lanes<A>(max_of(max_of(max[0], max[1]), max_of(max[2], max[3])));
   const bool is_infinite = row_max == kInfinity<A> || row_max == -kInfinity<A>;
-  const bool undefined = any_lane(is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3]) || (is_infinite && !softcapped);
+  const bool undefined = any_lane(is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3]) || (is_infinite && transform.softcap == 0);
   const Vec<A> value = broadcast(undefined ? static_cast<A>(__builtin_nan("")) : A(0));
   sweep<A>(
       num_classes, [&](int64_t i, int) { store(gradient + i, value); },

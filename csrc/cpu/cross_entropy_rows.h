@@ -225,7 +225,8 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       PointMass<A> point = point_mass<A>(params, position);
       const bool ignored = params.target_kind != TargetKind::Probability && point.target_class < 0;
       if (ignored) {
-        if (params.mode != CrossEntropyMode::Loss) ignored_gradient(x, gradient, num_classes, params.softcap != 0);
+        if (params.mode != CrossEntropyMode::Loss)
+          ignored_gradient(x, gradient, num_classes, {params.logit_scale, params.softcap});
         if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = 0;
         continue;
       }

@@ -80,12 +80,14 @@ class CrossEntropyFunction(torch.autograd.Function):
         arguments = (logits, target, class_weight)
         if expected is not None:
             loss, ctx.gradient = _ops.cross_entropy_with_gradient(*arguments, expected, *ctx.options)
-            ctx.save_for_backward(*arguments, None)
+            ctx.save_for_backward(None, *arguments)
             return loss
         ctx.gradient = None
         with below_autograd():
             loss, statistics = _ops.cross_entropy_with_statistics(*arguments, *ctx.options)
-        ctx.save_for_backward(*arguments, statistics)
+        # First, for a checkpoint that computes again by another way and compares shapes: what torch's own loss of
+        # probabilities saves has the shapes of logits and target, and other values.
+        ctx.save_for_backward(statistics, *arguments)
         return loss
 
     @staticmethod
@@ -94,7 +96,7 @@ class CrossEntropyFunction(torch.autograd.Function):
             return (*_watched_gradients(ctx, dense(grad_output)), None, None, None, None, None, None)
         gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx.options))
         if gradient is None:
-            logits, target, class_weight, statistics = ctx.saved_tensors
+            statistics, logits, target, class_weight = ctx.saved_tensors
             with below_autograd():
                 if statistics is None:
                     _, statistics = _ops.cross_entropy_with_statistics(logits, target, class_weight, *ctx.options)
@@ -109,7 +111,7 @@ class CrossEntropyFunction(torch.autograd.Function):
 def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     """See Note [Watched backwards]."""
     ctx.expectation.observe_other_use()
-    *arguments, statistics = ctx.saved_tensors
+    statistics, *arguments = ctx.saved_tensors
     if statistics is None:
         with torch.no_grad():
             _, statistics = call("cross_entropy_with_statistics", *arguments, *ctx.options)
@@ -136,10 +138,10 @@ def _rescale(
     options: tuple[Any, ...],
     grad_output: Tensor,
     gradient: Tensor,
+    _statistics: None,
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
-    _statistics: None,
 ) -> None:
     _ops.cross_entropy_rescale_gradient(grad_output, gradient, logits, target, class_weight, *options)
 

@@ -39,7 +39,7 @@ from ..operators.linear_cross_entropy import (
 )
 from ..operators.registration import MEAN, NONE
 from ..operators.row_terms import RowTerms
-from ..routing import is_watched
+from ..routing import is_watched, records_graph
 from . import backward
 from .backward import dense, is_batched, keeps_graph
 from .eager import eager_apply, saves_through_hooks
@@ -135,6 +135,8 @@ class LinearProblem:
         else:
             scale = _GRADIENT_UNITS.get(self.chunks.product_dtype, 1.0)
             factor = torch.ones_like(total) / (denominator * scale)
+            if self._counts is not None:  # of a mean over no rows the gradients are zeros, not 0 times infinity
+                factor = torch.where(self._counts.any(), factor, 1)
         # Whose classes are apart the kernels read where the target's are too, and the positions are not.
         lends = len(self.sizes) == 1 and not self.target.is_floating_point()
         gradients = LinearGradients(self.chunks, wanted, lends=lends)
@@ -333,7 +335,7 @@ _apply = eager_apply(LinearCrossEntropyFunction)
 
 def fused_linear_cross_entropy(options: LinearLossOptions, chunk_rows: int | None, *tensors: Tensor | None) -> Tensor:
     """The loss in plain eager mode. ``tensors`` are those of :class:`LinearCrossEntropyFunction`."""
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    if records_graph() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return _apply(*tensors, options, chunk_rows)
     input, weight, bias, target, class_weight, token_weight = tensors
     assert input is not None and weight is not None and target is not None

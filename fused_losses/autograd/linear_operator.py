@@ -14,6 +14,7 @@ from torch import Tensor
 from ..operators.class_axis import accumulation_dtype
 from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off, empty_gradients
 from ..operators.registration import NONE
+from ..routing import records_graph
 from .first_derivative import first_derivative_only
 from .linear_cross_entropy import LinearProblem
 from .linear_recomputed import recomputed_linear_cross_entropy
@@ -89,7 +90,7 @@ def linear_cross_entropy_in_a_graph(
     options: LinearLossOptions, chunk_rows: int | None, *tensors: Tensor | None
 ) -> Tensor:
     """``tensors`` are those of :class:`LinearCrossEntropyFunction`."""
-    differentiates = torch.is_grad_enabled()
+    differentiates = records_graph()
     *wanted, wants_token_weight = (
         differentiates and tensor is not None and tensor.requires_grad for tensor in (*tensors[:3], tensors[5])
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _ops
 from ..operators.class_axis import accumulation_dtype, class_dim, mean_scale
 from ..operators.composite import other_gradients
-from ..operators.nll_loss import composite
+from ..operators.nll_loss import composite, constant_of
 from ..operators.registration import MEAN, SUM, below_autograd, call
 from ..route_log import EAGER
 from ..routing import may_be_differentiated
@@ -73,31 +73,8 @@ def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     else:
         gradient = call("nll_loss_backward", grad_output, target, weight, input.shape, input.dtype, *ctx.options)
     if torch.is_grad_enabled():
-        gradient = _ConstantOf.apply(input, gradient)  # type: ignore[no-untyped-call]
+        gradient = constant_of(input, gradient)
     return [gradient, *other_gradients(ctx, partial(composite, ctx.options), tensors, grad_output)]
-
-
-class _ConstantOf(torch.autograd.Function):
-    """A gradient that does not depend on the input it is the gradient for: its derivative is zeros, not nothing."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(input: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        input, _ = inputs
-        ctx.zeros = partial(torch.zeros, input.shape, dtype=input.dtype, device=input.device)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.zeros() if ctx.needs_input_grad[0] else None, grad_output
-
-    @staticmethod
-    def jvp(ctx: Any, _: Tensor | None, tangent: Tensor) -> Tensor:
-        return tangent.view_as(tangent)
 
 
 def _batched_gradient(

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from ..operators.class_axis import accumulation_dtype
 from ..operators.registration import NONE, SUM
-from ..routing import without_waiting_wrapper
+from ..routing import records_graph, without_waiting_wrapper
 from .local_losses import LOSSES, LocalLoss
 from .sum_over_rows import sum_over_rows
 
@@ -36,7 +36,7 @@ def refusal(name: str, input: DTensor, target: Tensor, weights: _Weights, option
             return "not all tensors are DTensors"
         if tensor.device != input.device:
             return "the tensors are on several devices"
-        if tensor.requires_grad and torch.is_grad_enabled():
+        if tensor.requires_grad and records_graph():
             return "a target or weight requires a gradient"
     loss = LOSSES[name]
     if (reason := loss.refusal(input, target, weights, options)) is not None:

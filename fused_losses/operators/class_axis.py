@@ -78,10 +78,13 @@ def target_weights(target: Tensor, weight: Tensor | None, ignore_index: int, dty
     return torch.where(used, weight.to(dtype)[torch.where(used, target, 0).long()], 0)
 
 
-def mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, input: Tensor) -> Tensor | float:
-    """What the mean of the losses divides by: the weights of class indices, or the number of positions."""
+def mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, input: Tensor) -> Tensor | int:
+    """What the mean of the losses divides by: the weights of class indices, or the number of positions.
+
+    That is an integer: the quotient of a scalar and a float has a float64 tangent in torch's transforms.
+    """
     if target.is_floating_point():
-        return input.numel() / input.shape[class_dim(input.shape)]
+        return input.numel() // input.shape[class_dim(input.shape)]
     return target_weights(target, weight, ignore_index, torch.float64).sum().to(accumulation_dtype(input.dtype))
 
 

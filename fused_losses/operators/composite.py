@@ -67,12 +67,29 @@ def second_gradients(
     """
 
     def gradient(grad_output: Tensor, input: Tensor, *others: Tensor | None) -> Tensor:
-        # A transform of its own, since at this level the input may need no gradient.
-        pull_back = torch.func.vjp(lambda x: loss_function(x, *others), input)[1]
-        of_input: Tensor = pull_back(grad_output)[0]
-        return of_input
+        return differentiable_gradient(lambda x: loss_function(x, *others), input, grad_output)
 
     return pulled_back(gradient, arguments, needed_gradients(ctx, arguments), direction)
+
+
+def differentiable_gradient(function: Callable[[Tensor], Any], input: Tensor, grad_output: Any) -> Tensor:
+    """The gradient of ``function(input)``, which may be differentiated itself.
+
+    A transform would refuse to run where saved tensors pass through hooks: outside of transforms there is a graph.
+
+    Args:
+        function: gives a tensor or a tuple of them.
+        input: carries no hook of anybody's. At this level it may need no gradient.
+        grad_output: what ``function`` gives is multiplied by.
+    """
+    gradient: Tensor
+    if are_transforms_active():
+        gradient = torch.func.vjp(function, input)[1](grad_output)[0]
+        return gradient
+    with torch.enable_grad():
+        x = input if input.requires_grad else input.detach().requires_grad_()
+        gradient = torch.autograd.grad(function(x), x, grad_output, create_graph=True)[0]
+    return gradient
 
 
 def needed_gradients(ctx: Any, tensors: Sequence[Tensor | None]) -> list[bool]:

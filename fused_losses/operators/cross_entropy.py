@@ -149,14 +149,14 @@ def _save_with_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tenso
     _, statistics = output
     ctx.mark_non_differentiable(statistics)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:3], statistics)
+    ctx.save_for_backward(statistics, *inputs[:3])  # in the order of CrossEntropyFunction: see there
     ctx.options = inputs[3:]
 
 
 def _differentiate_with_statistics(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_output is None:
         return (None,) * (3 + len(ctx.options))
-    *arguments, statistics = ctx.saved_tensors
+    statistics, *arguments = ctx.saved_tensors
     return _gradients(ctx, grad_output, arguments, statistics)
 
 

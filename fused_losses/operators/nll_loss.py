@@ -89,8 +89,15 @@ def composite(options: _Options, input: Tensor, target: Tensor, weight: Tensor |
 def _differentiate_loss(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, target, weight = tensors = ctx.saved_tensors
     gradient = call("nll_loss_backward", grad_output, target, weight, input.shape, input.dtype, *ctx.options)
+    if torch.is_grad_enabled():
+        gradient = constant_of(input, gradient)
     others = other_gradients(ctx, partial(composite, ctx.options), tensors, grad_output)
     return (gradient, *others, None, None, None)
+
+
+def constant_of(input: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient that does not depend on the input it is the gradient for: its derivative is zeros, not nothing."""
+    return torch.where(torch.ones((), dtype=torch.bool, device=input.device), gradient, input)
 
 
 def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:

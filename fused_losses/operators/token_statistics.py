@@ -11,14 +11,8 @@ from torch import Tensor
 from .._cuda import is_cuda_available
 from ..torch_losses import torch_function
 from .batching import batch_first
-from .class_axis import (
-    FLOAT_DTYPES,
-    INDEX_DTYPES,
-    accumulation_dtype,
-    is_counted,
-    refusal_of_ignore_index,
-)
-from .composite import needed_gradients, pulled_back
+from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype, is_counted, refusal_of_ignore_index
+from .composite import differentiable_gradient, needed_gradients, pulled_back
 from .logit_transform import LogitTransform
 from .registration import Operator, call
 
@@ -107,16 +101,17 @@ def _differentiate(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | Non
 def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
     """Through torch's own operators. What was saved depends on the logits, whose part has it all."""
     *grads, logits, target, _ = ctx.saved_tensors
+    given = [i for i, grad in enumerate(grads) if grad is not None]
 
-    def gradient(*aliases: Tensor | None) -> Tensor:
+    def gradient(*aliases: Any) -> Tensor:
         *grads, x = aliases
-        results, pull_back = torch.func.vjp(lambda x: composite(ctx.options, x, target), x)[:2]
-        cotangents = tuple(
-            torch.zeros_like(result) if grad is None else grad.to(result.dtype)
-            for grad, result in zip(grads, results, strict=True)
-        )
-        of_logits: Tensor = pull_back(cotangents)[0]
-        return of_logits
+
+        def results(x: Tensor) -> tuple[Tensor, ...]:
+            of_logits = composite(ctx.options, x, target)
+            return tuple(of_logits[i] for i in given)
+
+        dtype = accumulation_dtype(x.dtype)
+        return differentiable_gradient(results, x, tuple(grads[i].to(dtype) for i in given))
 
     tensors = (*grads, logits)
     found = pulled_back(gradient, tensors, needed_gradients(ctx, tensors), direction)

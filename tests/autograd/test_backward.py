@@ -108,6 +108,17 @@ def test_without_gradient_the_value_is_the_same(loss, reduction, shape, guard, d
 
 
 @for_every_loss_reduction_and_shape
+def test_gradients_enabled_inside_of_inference_mode(loss, reduction, shape, device):
+    """As code does that computes forces, or a metric by gradients: there is no graph, and no error of a missing one."""
+    input, target = sample(loss, shape, device=device)
+    input.requires_grad_()
+    with torch.inference_mode(), torch.enable_grad():
+        value = loss.ours(input, target.clone(), reduction=reduction)
+    assert not value.requires_grad and value.is_inference()
+    assert torch.equal(value, loss.ours(input.detach(), target, reduction=reduction))
+
+
+@for_every_loss_reduction_and_shape
 def test_an_inference_tensor_as_input(loss, reduction, shape, device):
     with torch.inference_mode():
         input, target = sample(loss, shape, device=device)

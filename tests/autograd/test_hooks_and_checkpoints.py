@@ -5,7 +5,21 @@ import torch
 from losses import CROSS_ENTROPY, LOSSES, REDUCTIONS, sample
 from parity import run
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError, checkpoint
+
+from fused_losses.functional import cross_entropy, sigmoid_focal_loss, token_statistics
+
+BEYOND_TORCH = {
+    "terms": lambda logits, target: cross_entropy(logits, target, softcap=5.0, focal_gamma=2.0),
+    "token weights": lambda logits, target: cross_entropy(logits, target, token_weight=logits[:, 0].sigmoid()),
+    "probabilities": lambda logits, target: cross_entropy(logits, logits.detach().softmax(1).requires_grad_()),
+    "focal loss": lambda logits, target: sigmoid_focal_loss(logits, logits.detach().sigmoid()),
+    "statistics": lambda logits, target: token_statistics(logits, target).entropy,
+    "two statistics": lambda logits, target: (
+        token_statistics(logits, target).log_prob * token_statistics(logits, target).log_sum_exp
+    ),
+}
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -19,6 +33,29 @@ def test_checkpointed_loss(loss, reduction, use_reentrant, device):
     value.sum().backward()
     assert torch.equal(value, expected.loss)
     assert torch.equal(leaf.grad, expected.gradient)
+
+
+def test_a_checkpoint_computed_again_outside_of_a_mode_is_an_error_and_no_wrong_gradient(device):
+    """Torch's own loss, which the mode is given, and the fused one save other tensors: the checkpoint must see it."""
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    logits, _ = sample(CROSS_ENTROPY, (6, 5), device=device)
+    logits.requires_grad_()
+    probabilities = logits.detach().softmax(1)
+    for context in (None, lambda: (Mode(), Mode())):
+        options = {} if context is None else {"context_fn": context}
+        with Mode():
+            loss = checkpoint(lambda x: cross_entropy(x, probabilities.flip(0)), logits, use_reentrant=False, **options)
+        if context is None:
+            with pytest.raises(CheckpointError):
+                loss.backward()
+        else:
+            loss.backward()
+            expected = run(CROSS_ENTROPY.torchs, logits, probabilities.flip(0))
+            torch.testing.assert_close(logits.grad, expected.gradient)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -52,6 +89,21 @@ def test_what_a_loss_saves_passes_through_the_hooks(loss, reduction, device):
     expected = run(loss.ours, input, target, reduction=reduction)
     assert packed_shapes and unpacked_shapes
     assert torch.equal(outcome.gradient, expected.gradient)
+
+
+@pytest.mark.parametrize("name", BEYOND_TORCH)
+def test_a_second_derivative_where_saved_tensors_pass_through_hooks(name, device):
+    """A transform, which those formulas are differentiated by elsewhere, refuses to run there."""
+    logits, target = sample(CROSS_ENTROPY, (6, 5), torch.float64, device=device)
+    logits.requires_grad_()
+
+    def second_derivative():
+        (gradient,) = torch.autograd.grad(BEYOND_TORCH[name](logits, target).sum(), logits, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), logits)[0]
+
+    expected = second_derivative()
+    with save_on_cpu():
+        assert torch.equal(second_derivative(), expected)
 
 
 class PackedTensor:

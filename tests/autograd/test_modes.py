@@ -28,6 +28,32 @@ def forward_operator(loss):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_a_checkpoint_computes_again_outside_of_the_mode(loss, reduction, device):
+    """What the operator has saved, the eager Function must save again, in the same order."""
+    input, target = sample(loss, (6, 5), device=device)
+    input.requires_grad_()
+    with Counting():
+        value = checkpoint(lambda x: loss.ours(x, target, reduction=reduction), input, use_reentrant=False)
+    (gradient,) = torch.autograd.grad(value.sum(), input)
+    (expected,) = torch.autograd.grad(loss.ours(input, target, reduction=reduction).sum(), input)
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_a_second_derivative_under_a_mode(loss, device):
+    """That of nll_loss is zeros, and not an error of a gradient that requires none."""
+    input, target = sample(loss, (6, 5), torch.float64, device)
+    input.requires_grad_()
+    with Counting():
+        (gradient,) = torch.autograd.grad(loss.ours(input, target), input, create_graph=True)
+        (ours,) = torch.autograd.grad(gradient.square().sum(), input)
+    (gradient,) = torch.autograd.grad(loss.torchs(input, target), input, create_graph=True)
+    (torchs,) = torch.autograd.grad(gradient.square().sum(), input)
+    torch.testing.assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_a_counting_mode_sees_each_operator_once(loss, reduction, device):
     input, target = sample(loss, (6, 5), device=device)
     gradients = []

@@ -122,3 +122,15 @@ def test_jvp_of_token_weights_is_computed_in_float64(reduction, device):
     assert_same(value, cross_entropy(x, target, token_weight=token_weight, reduction=reduction))
     losses = func.jvp(lambda a: F.cross_entropy(a, target, reduction="none") * token_weight, (x,), (x,))[1]
     assert_same(tangent, {"none": losses, "sum": losses.sum(), "mean": losses.mean()}[reduction])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("by_probability", [False, True])
+def test_a_tangent_has_the_type_of_the_loss(reduction, by_probability):
+    logits, weights = torch.randn(4, 3), torch.rand(4)
+    target = torch.rand(4, 3).softmax(1) if by_probability else torch.tensor([0, 2, 1, 1])
+    loss, tangent = func.jvp(
+        lambda w: cross_entropy(logits, target, token_weight=w, reduction=reduction), (weights,), (weights,)
+    )
+    assert tangent.dtype == loss.dtype == torch.float32
+    torch.testing.assert_close(tangent, loss)  # it is linear in the weights

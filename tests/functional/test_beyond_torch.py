@@ -124,6 +124,24 @@ def test_terms_of_index_targets(device, dtype, shape, terms):
         check(logits, target, reduction=reduction, **terms)
 
 
+@pytest.mark.parametrize("inner", [(), (3,)], ids=["rows", "strided"])
+@pytest.mark.parametrize("num_classes", [5, 70, 1200])
+def test_an_infinite_logit_of_an_ignored_row_under_a_negative_scale(num_classes, inner, device):
+    """Which of the two infinities is the largest of its row, and makes its gradient NaN, is the scale's business."""
+    target = torch.zeros(4, *inner, dtype=torch.int64, device=device)
+    target[2] = IGNORED
+    for infinity in (float("inf"), -float("inf")):
+        logits = torch.randn(4, num_classes, *inner).to(device)
+        logits[2, 1] = infinity
+        logits.requires_grad_()
+        for reduction in ("mean", "none"):
+            loss = cross_entropy(logits, target, logit_scale=-0.5, reduction=reduction)
+            (gradient,) = torch.autograd.grad(loss.sum(), logits)
+            loss = F.cross_entropy(-0.5 * logits, target, reduction=reduction)
+            (expected,) = torch.autograd.grad(loss.sum(), logits)
+            torch.testing.assert_close(gradient, expected, equal_nan=True)
+
+
 @pytest.mark.parametrize("num_classes", [5, 70, 1200])
 def test_infinite_logits_are_finite_under_a_softcap(device, num_classes):
     """Also in an ignored row, whose gradient is 0 times the softmax; without a softcap that is NaN, as torch's."""

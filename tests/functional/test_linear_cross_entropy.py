@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from compiled_graphs import check_compiled
 from parity import assert_not_less_exact
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import fused_losses
 from fused_losses.autograd import linear_chunks
 from fused_losses.autograd.linear_chunks import CHUNK_BYTES, OVERWRITTEN_BYTES, LinearChunks, rows_of_chunk
 from fused_losses.autograd.row_losses import RowLoss
-from fused_losses.functional import linear_cross_entropy
+from fused_losses.functional import linear_cross_entropy, linear_token_statistics
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 REDUCTIONS = ["mean", "sum", "none"]
@@ -523,6 +524,27 @@ def test_modes_and_subclasses_see_the_operators():
     loss = linear_cross_entropy(leaves[0].as_subclass(Subclass), leaves[1], target, softcap=2.0)
     assert type(loss) is Subclass
     torch.testing.assert_close(loss.as_subclass(torch.Tensor), reference(*leaves[:2], target, softcap=2.0))
+
+
+@pytest.mark.parametrize("rows", [(11,), (1, 11)], ids=str)
+def test_a_mode_takes_away_nothing_that_is_beyond_torch(rows):
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    (input, weight, *_), target = layer(), indices()
+    with Mode():
+        loss = linear_cross_entropy(input.view(*rows, -1), weight, target.view(rows).int())
+    torch.testing.assert_close(loss, reference(input, weight, target))
+
+
+@pytest.mark.parametrize("function", [linear_cross_entropy, lambda *call: linear_token_statistics(*call).log_prob])
+def test_gradients_enabled_inside_of_inference_mode(function):
+    (input, weight, *_), target = layer(), indices()
+    with torch.inference_mode(), torch.enable_grad():
+        loss = function(input * 1, weight, target)
+    assert not loss.requires_grad and loss.is_inference()
+    torch.testing.assert_close(loss, function(input, weight, target))
 
 
 def test_which_way_a_call_goes():

@@ -114,6 +114,18 @@ def test_every_option(device, dtype, reduction, by_probability, options):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradients_of_no_counting_rows_are_zeros(device, smoothing, reduction):
+    """Also those of a mean, which is NaN: a batch without a label must not reach the weights."""
+    leaves, target = problem(device)
+    grad_output = torch.ones(ROWS if reduction == "none" else (), device=device)
+    options = {"reduction": reduction, "label_smoothing": smoothing}
+    loss, *gradients = outcome(linear_cross_entropy, leaves, target.fill_(-100), grad_output, **options)
+    assert loss.isnan() if reduction == "mean" else not loss.any()
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("terms", [{}, {"softcap": 3.0, "lse_square_scale": 1e-2}], ids=["plain", "terms"])
 def test_the_logits_are_never_there_and_what_counts_not_is_left_out(device, reduction, terms):
     leaves, target = problem(device)

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from losses import LOSSES, sample
+from losses import CLASS_LOSSES, LOSSES, sample
 from torch.autograd.forward_ad import dual_level
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
@@ -73,6 +73,15 @@ def test_a_mode_sees_torchs_function(loss, call):
         value = call(loss)(input, target, **options)
     assert mode.seen == [(loss.name, "sum")]
     torch.testing.assert_close(value, loss.torchs(input, target, **options))
+
+
+@pytest.mark.parametrize("loss", CLASS_LOSSES, ids=repr)
+def test_a_mode_does_not_take_int32_classes_away(loss, call):
+    input, target = sample(loss, (6, 5))
+    with Recording() as mode:
+        value = call(loss)(input, target.int(), reduction="sum")
+    assert mode.seen == [(loss.name, "sum")]
+    torch.testing.assert_close(value, loss.torchs(input, target, reduction="sum"))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
