@@ -70,13 +70,13 @@ def rows_of_chunk(num_rows: int, num_logits: int, in_features: int, bytes_per_lo
 def rows_in_gradient(num_rows: int, in_features: int, chunk_rows: int) -> int:
     """How many rows' logits the memory of the weight's gradient is to hold on a CPU, 0 for none.
 
-    That of the last eighth of the features is left for the product to begin with. See Note [Logits in the memory of the
+    Memory of a sixteenth of the features is left for the product to begin in. See Note [Logits in the memory of the
     weight's gradient].
 
     Args:
         chunk_rows: of a chunk with memory of its own.
     """
-    most = (in_features - in_features // 8) // _ROW_STEP * _ROW_STEP
+    most = (in_features - in_features // 16) // _ROW_STEP * _ROW_STEP
     return min(num_rows, most) if chunk_rows < min(_FULL_SPEED_ROWS, num_rows, most) else 0
 
 

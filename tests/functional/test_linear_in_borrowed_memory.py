@@ -78,7 +78,7 @@ def test_nobody_lends_a_gradient_that_is_not_wanted_nor_below_rows_that_were_ask
     ("num_rows", "in_features", "chunk_rows", "rows"),
     [
         (512, 2048, 176, 512),  # all of them
-        (8192, 4096, 240, 3584),  # as many as leave an eighth
+        (8192, 4096, 240, 3840),  # as many as leave a sixteenth
         (8192, 4096, 256, 0),  # a chunk has enough of its own
         (200, 4096, 200, 0),  # one chunk
         (8192, 256, 240, 0),  # fewer than in a chunk
