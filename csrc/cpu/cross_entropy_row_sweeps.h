@@ -195,7 +195,8 @@ FUSED_LOSSES_FLATTEN inline void ignored_gradient(const T* x, T* gradient, int64
       [&](int64_t i, int64_t rest) { inspect(load_partial(x + i, rest, -kInfinity<A> * sign), 0); });
   const A row_max = max_lanes<A>(max_of(max_of(max[0], max[1]), max_of(max[2], max[3])));
   const bool is_infinite = row_max == kInfinity<A> || row_max == -kInfinity<A>;
-  const bool undefined = any_lane(is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3]) || (is_infinite && transform.softcap == 0);
+  const bool undefined =
+      any_lane(is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3]) || (is_infinite && transform.softcap == 0);
   const Vec<A> value = broadcast(undefined ? static_cast<A>(__builtin_nan("")) : A(0));
   sweep<A>(
       num_classes, [&](int64_t i, int) { store(gradient + i, value); },
