@@ -7,7 +7,7 @@ A shape is rows x features x classes; with `/70` behind it 70 % of the targets a
 and the products take advantage. Medians of interleaved calls; MB: the most that a call holds beyond its inputs and its
 gradients, without the pool of gradient memory. "products" are over at most a gigabyte of logits at a time and, of
 16-bit tensors on a CPU, in float32: most processors emulate 16-bit products, which is also why torch is left out of
-the 16-bit cells there by default (`--emulated` asks for it). `--peers` adds other packages' losses, those that are
+their cells where these are emulated (`--emulated` asks for it). `--peers` adds other packages' losses, those that are
 installed: linear_peers.py. Whatever is measured must first give the loss and the gradients that torch, or else ours,
 gives.
 """
@@ -126,10 +126,16 @@ def those_that_run(peers: dict[str, LinearLoss], problem: Problem, console: Cons
     return running
 
 
+def is_multiplied(problem: Problem) -> bool:
+    """Whether the processor has matrix instructions for the type; without them torch's products take minutes."""
+    dtype = problem.input.dtype
+    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return dtype.itemsize > 2 or problem.input.device.type != "cpu" or (dtype == torch.bfloat16 and has_bfloat16())
+
+
 def contenders(problem: Problem, emulated: bool, peers: dict[str, LinearLoss]) -> dict[str, Contender]:
     found: dict[str, Contender] = {"fused": fused, "products": products}
-    is_emulated = problem.input.dtype.itemsize == 2 and problem.input.device.type == "cpu"
-    if emulated or not is_emulated:
+    if emulated or is_multiplied(problem):
         if problem.unfused_bytes() <= most_unfused_bytes(problem.input.device):
             found["torch, unfused"] = unfused
             found["ours on F.linear"] = fused_loss_alone

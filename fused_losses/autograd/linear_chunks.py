@@ -188,15 +188,18 @@ class LinearChunks:
             add_product(out, logit_gradient[:, begin:end], weight, is_first=begin == 0)
 
     def _weight_blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """See Note [Types of the products]. A weight of their type is one block."""
+        """See Note [Types of the products]. A weight of their type is one block; others are converted, one block after
+        the other in the same memory.
+        """
         num_logits, in_features = self.weight.shape
         if self.weight.dtype == self.product_dtype:
             yield 0, num_logits, self.weight
             return
         step = max(1, _CONVERTED_BYTES // max(1, in_features * self.product_dtype.itemsize))
+        converted = self.weight.new_empty(min(step, num_logits), in_features, dtype=self.product_dtype)
         for begin in range(0, num_logits, step):
             end = min(begin + step, num_logits)
-            yield begin, end, self.weight[begin:end].to(self.product_dtype)
+            yield begin, end, converted[: end - begin].copy_(self.weight[begin:end])
 
 
 class LinearGradients:
