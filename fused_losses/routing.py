@@ -37,6 +37,7 @@ __all__ = [
     "is_differentiated",
     "is_dtensor",
     "is_served",
+    "is_under_transform",
     "is_watched",
     "kernel_route",
     "may_be_differentiated",
@@ -85,10 +86,15 @@ def _has_overriding_type(tensors: tuple[Tensor | None, ...]) -> bool:
     return any(handler is not None and handler not in plain for handler in handlers)
 
 
+def is_under_transform() -> bool:
+    """Whether a transform of :mod:`torch.func` is at work, or forward mode."""
+    return are_transforms_active() or forward_ad._current_level >= 0
+
+
 @constant_while_tracing
 def _is_transform_traced() -> bool:
     """Dynamo follows a transform by entering it: what is true while it traces is true of the graph."""
-    return are_transforms_active() or forward_ad._current_level >= 0
+    return is_under_transform()
 
 
 @constant_while_tracing
@@ -213,7 +219,7 @@ def without_waiting_wrapper(tensor: Tensor) -> Tensor:
 
 def _is_transformed() -> bool:
     """Whether something is at work that a ``Function`` without ``setup_context`` and ``jvp`` does not serve."""
-    return is_compiling() or are_transforms_active() or forward_ad._current_level >= 0
+    return is_compiling() or is_under_transform()
 
 
 def is_autocast(tensor: Tensor) -> bool:

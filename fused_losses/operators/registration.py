@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import _ops
-from ..routing import are_transforms_active
+from ..routing import is_under_transform
 
 __all__ = [
     "MEAN",
@@ -146,10 +145,6 @@ def _function(name: str, operator: Operator) -> type[torch.autograd.Function]:
 
 def call(name: str, *arguments: Any) -> Any:
     """The operator, differentiable and batchable wherever this is called. See Note [Two registrations]."""
-    if (
-        not torch.compiler.is_compiling()
-        and (are_transforms_active() or forward_ad._current_level >= 0)
-        and not getattr(_place, "is_among_operators", False)
-    ):
+    if not torch.compiler.is_compiling() and is_under_transform() and not getattr(_place, "is_among_operators", False):
         return _functions[name].apply(*arguments)  # type: ignore[no-untyped-call]
     return getattr(_ops, name)(*arguments)
