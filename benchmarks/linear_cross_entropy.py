@@ -6,8 +6,8 @@ python -m benchmarks.linear_cross_entropy [--dtype float32 ...] [--shape 2048x25
 A shape is rows x features x classes; with `/70` behind it 70 % of the targets are ignored, of which only the fused loss
 and the products take advantage. Medians of interleaved calls; MB: the most that a call holds beyond its inputs and its
 gradients, without the pool of gradient memory. "products" are over at most a gigabyte of logits at a time and, of
-16-bit tensors on a CPU, in float32: most processors emulate 16-bit products, which is also why torch is left out of
-their cells where these are emulated (`--emulated` asks for it). `--peers` adds other packages' losses, those that are
+16-bit tensors on a CPU that has no instructions for them, in float32: torch, which multiplies them as they are, is left
+out of their cells there (`--emulated` asks for it). `--peers` adds other packages' losses, those that are
 installed: linear_peers.py. Whatever is measured must first give the loss and the gradients that torch, or else ours,
 gives.
 """
@@ -28,6 +28,7 @@ from benchmarks.device import Device
 from benchmarks.devices import add_device_argument, device_called
 from benchmarks.linear_peers import GPU_PEERS, PEERS, LinearLoss
 from benchmarks.optional_peers import load_peers
+from fused_losses.autograd.linear_products import has_instructions_for
 
 SHAPES = (
     "2048x256x32000",
@@ -78,7 +79,7 @@ def problem(shape: str, dtype: torch.dtype, device: str) -> Problem:
 def products(problem: Problem) -> None:
     """Of the rows that count."""
     x, weight = (leaf.detach() for leaf in problem.leaves)
-    if x.device.type == "cpu":
+    if not is_multiplied(problem):
         x, weight = x.float(), weight.float()
     x = x[problem.target != -100]
     to_weight = torch.zeros_like(weight)
@@ -129,8 +130,7 @@ def those_that_run(peers: dict[str, LinearLoss], problem: Problem, console: Cons
 def is_multiplied(problem: Problem) -> bool:
     """Whether the processor has matrix instructions for the type; without them torch's products take minutes."""
     dtype = problem.input.dtype
-    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return dtype.itemsize > 2 or problem.input.device.type != "cpu" or (dtype == torch.bfloat16 and has_bfloat16())
+    return dtype.itemsize > 2 or problem.input.device.type != "cpu" or has_instructions_for(dtype)
 
 
 def contenders(problem: Problem, emulated: bool, peers: dict[str, LinearLoss]) -> dict[str, Contender]:
@@ -176,9 +176,7 @@ def measured(
 
 
 def _gradient_bytes(name: str, problem: Problem) -> int:
-    """On a CPU as they are summed: those of 16 bits in float32."""
-    least = 4 if problem.input.device.type == "cpu" else 0
-    return 0 if name == "products" else sum(leaf.numel() * max(least, leaf.itemsize) for leaf in problem.leaves)
+    return 0 if name == "products" else sum(leaf.nbytes for leaf in problem.leaves)
 
 
 def main(arguments: list[str] | None = None) -> None:

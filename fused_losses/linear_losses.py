@@ -57,8 +57,9 @@ def linear_cross_entropy(
 
     with :func:`~fused_losses.functional.cross_entropy` :math:`H`, ``logit_scale`` :math:`a`, ``softcap`` :math:`s`,
     ``lse_square_scale`` :math:`\lambda` and ``token_weight`` :math:`\tau`. By default :math:`z = l` and
-    :math:`\ell = H`. The logits exist a chunk of rows at a time, in float32 where the input has 16 bits; a mean or a
-    sum computes its gradients with them. Rows that are ignored, or of token weight 0, cost nothing.
+    :math:`\ell = H`. The logits exist a chunk of rows at a time, on a CPU in float32 where the input has 16 bits that
+    the processor does not multiply as they are; a mean or a sum computes its gradients with them. Rows that are
+    ignored, or of token weight 0, cost nothing.
 
     Args:
         input: float32, float64, bfloat16 or float16.

@@ -7,6 +7,11 @@ features and takes no memory: its product is computed from the first class on, i
 been multiplied (:func:`linear_products.product_over_operand`). Worth it where the memory of a chunk holds few rows, a
 vocabulary of more than 60000 in float32: weight and gradient then pass through the processor once instead of once for
 each 240 rows. The kernels read logits whose classes are n apart at the same speed, but for a chunk of few rows.
+
+Note [One chunk]
+Where the products of several chunks must be added up in a wider type than their own (linear_products.py), the sum is
+one more sweep over it for each chunk, has twice the gradient's size, and is rounded at the end. One chunk has none of
+this: it is taken wherever its logits have room, in ``OVERWRITTEN_BYTES`` or in the memory of the weight's gradient.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ _FULL_SPEED_ROWS = 256
 GPU_CHUNK_BYTES = 128_000_000
 GPU_MOST_BYTES = 1_000_000_000
 _GPU_FULL_SPEED_ROWS = 1024
+_ROUNDED_BYTES = 2  # of what comes out of a product of 16-bit matrices
 _ROW_STEP = 16  # what a matrix product likes
 _CONVERTED_BYTES = 16 << 20  # of a block of a 16-bit weight in float32
 
@@ -51,6 +57,8 @@ def rows_of_chunk(num_rows: int, num_logits: int, in_features: int, bytes_per_lo
     bfloat16, as a multiple of the products over chunks of 2**28 logits: at 8192 x 4096 x 128256 1.51 for 464 rows, 1.19
     for 1024, 1.09 for 4096; at 8192 x 2048 x 32000 1.92 for 512, 1.60 for 1024, 1.38 for 2048, 1.31 for 4096.
 
+    Products of 16 bits on a CPU: see Note [One chunk].
+
     Threads are no part of the rule, so that they are none of the result's bits.
     """
 
@@ -60,23 +68,28 @@ def rows_of_chunk(num_rows: int, num_logits: int, in_features: int, bytes_per_lo
     if not on_host:
         weight_bytes = num_logits * in_features * bytes_per_logit
         most = max(rows_in(GPU_CHUNK_BYTES), min(_GPU_FULL_SPEED_ROWS, rows_in(GPU_MOST_BYTES)), rows_in(weight_bytes))
-    elif (most := rows_in(CHUNK_BYTES)) < min(_FULL_SPEED_ROWS, num_rows):
-        most = rows_in(OVERWRITTEN_BYTES)
+    else:
+        most, overwritten = rows_in(CHUNK_BYTES), rows_in(OVERWRITTEN_BYTES)
+        is_one = bytes_per_logit == _ROUNDED_BYTES and num_rows <= overwritten
+        if is_one or most < min(_FULL_SPEED_ROWS, num_rows):
+            most = overwritten
     num_chunks = max(1, -(-num_rows // most))
     equal = -(-num_rows // num_chunks)
     return max(1, min(most, -(-equal // _ROW_STEP) * _ROW_STEP, num_rows))
 
 
-def rows_in_gradient(num_rows: int, in_features: int, chunk_rows: int) -> int:
+def rows_in_gradient(num_rows: int, in_features: int, chunk_rows: int, bytes_per_logit: int) -> int:
     """How many rows' logits the memory of the weight's gradient is to hold on a CPU, 0 for none.
 
     Memory of a sixteenth of the features is left for the product to begin in. See Note [Logits in the memory of the
-    weight's gradient].
+    weight's gradient] and, of products of 16 bits, Note [One chunk].
 
     Args:
         chunk_rows: of a chunk with memory of its own.
     """
     most = (in_features - in_features // 16) // _ROW_STEP * _ROW_STEP
+    if bytes_per_logit == _ROUNDED_BYTES:
+        return num_rows if chunk_rows < num_rows <= most else 0
     return min(num_rows, most) if chunk_rows < min(_FULL_SPEED_ROWS, num_rows, most) else 0
 
 
@@ -122,7 +135,8 @@ class LinearChunks:
     ) -> None:
         self.input, self.weight, self.kept = input, weight, kept
         self.dtype = accumulation_dtype(input.dtype)
-        self.product_dtype = product_dtype(input)
+        self.product_dtype = product_dtype(input, input.shape[0] * weight.numel())
+        self._on_host = backward.is_on_host(input)
         self._bias = None if bias is None else bias.to(self.product_dtype)
         self._shape = shape
         self.num_rows = input.shape[0] if kept is None else kept.shape[0]  # that count
@@ -134,22 +148,37 @@ class LinearChunks:
 
     def _rows_of_chunk(self, num_rows: int) -> int:
         num_logits, in_features = self.weight.shape
-        layer = (num_logits, in_features, self.product_dtype.itemsize, backward.is_on_host(self.input))
+        layer = (num_logits, in_features, self.product_dtype.itemsize, self._on_host)
         return max(1, min(self._asked_rows or rows_of_chunk(num_rows, *layer), num_rows))
 
-    def borrow(self, weight_gradient: Tensor) -> bool:
-        """Whether the first chunk's logits are to stand in this memory: Note [Logits in the memory of the weight's
-        gradient]. Their gradient must then be written over them.
+    def wants_to_borrow(self) -> bool:
+        """Whether the first chunk's logits are to stand in the memory of the weight's gradient, to be given to
+        :meth:`borrow` before there are any. Their gradient must then be written over them.
         """
+        in_features = self.weight.shape[1]
+        if self._asked_rows is None and self._on_host:
+            item_bytes = self.product_dtype.itemsize
+            self._first_rows = rows_in_gradient(self.num_rows, in_features, self._chunk_rows, item_bytes)
+        if self._first_rows:
+            self._chunk_rows = self._rows_of_chunk(self.num_rows - self._first_rows)
+        return self._first_rows > 0
+
+    def borrow(self, weight_gradient: Tensor) -> None:
+        """See Note [Logits in the memory of the weight's gradient]."""
         num_logits, in_features = self.weight.shape
-        if self._asked_rows is None and backward.is_on_host(self.input):
-            self._first_rows = rows_in_gradient(self.num_rows, in_features, self._chunk_rows)
-        if not self._first_rows:
-            return False
-        self._chunk_rows = self._rows_of_chunk(self.num_rows - self._first_rows)
         begin = num_logits * (in_features - self._first_rows)
         self._borrowed = weight_gradient.view(-1)[begin:].view(num_logits, self._first_rows).t()
-        return True
+
+    @property
+    def input_gradient_dtype(self) -> torch.dtype:
+        """In which the products of the way back come out."""
+        return self.product_dtype if self._on_host else self.dtype
+
+    @property
+    def weight_gradient_dtype(self) -> torch.dtype:
+        """In which those of all chunks are added up: see Note [One chunk]."""
+        is_one = self.num_rows <= max(self._first_rows, self._chunk_rows)
+        return self.input_gradient_dtype if is_one else self.dtype
 
     @property
     def overwritten(self) -> bool:
@@ -180,12 +209,17 @@ class LinearChunks:
             logits_into(logits[:, begin:end], bias, rows, weight)
         return logits.view(rows.shape[0], *self._shape)
 
-    def input_gradient_into(self, out: Tensor, logit_gradient: Tensor) -> None:
-        """The chunk's rows of the gradient of the input, in the type of computation."""
+    @property
+    def rounds(self) -> bool:
+        """Whether products come out in a narrower type than that of computation."""
+        return self.input_gradient_dtype != self.dtype
+
+    def input_gradient_into(self, out: Tensor, logit_gradient: Tensor, alpha: float) -> None:
+        """The chunk's rows of the gradient of the input, times ``alpha``, in its type."""
         if not self.weight.shape[0]:
             out.zero_()
         for begin, end, weight in self._weight_blocks():
-            add_product(out, logit_gradient[:, begin:end], weight, is_first=begin == 0)
+            add_product(out, logit_gradient[:, begin:end], weight, is_first=begin == 0, alpha=alpha)
 
     def _weight_blocks(self) -> Iterator[tuple[int, int, Tensor]]:
         """See Note [Types of the products]. A weight of their type is one block; others are converted, one block after
@@ -203,23 +237,28 @@ class LinearChunks:
 
 
 class LinearGradients:
-    """The gradients of input, weight and bias that are wanted, summed over the chunks in the type of computation.
+    """The gradients of input, weight and bias that are wanted, summed over the chunks.
 
     Args:
+        alpha: of the products: what the chunks' gradients of the logits are still to be multiplied by.
         lends: whether the chunks may have their logits in the memory of the weight's gradient.
     """
 
-    def __init__(self, chunks: LinearChunks, wanted: tuple[bool, bool, bool], *, lends: bool = False) -> None:
+    def __init__(
+        self, chunks: LinearChunks, wanted: tuple[bool, bool, bool], *, alpha: float = 1.0, lends: bool = False
+    ) -> None:
         input, weight = chunks.input, chunks.weight
-        self._chunks = chunks
+        self._chunks, self._alpha = chunks, alpha
         self.input = self.weight = self.bias = None
         self._is_first = True
         if wanted[0]:
             make = torch.empty if chunks.kept is None else torch.zeros
-            self.input = make(input.shape, dtype=chunks.dtype, device=input.device)
+            self.input = make(input.shape, dtype=chunks.input_gradient_dtype, device=input.device)
+        self._lent = lends and wanted[1] and chunks.wants_to_borrow()
         if wanted[1]:
-            self.weight = torch.empty(weight.shape, dtype=chunks.dtype, device=input.device)
-        self._lent = lends and self.weight is not None and chunks.borrow(self.weight)
+            self.weight = torch.empty(weight.shape, dtype=chunks.weight_gradient_dtype, device=input.device)
+            if self._lent:
+                chunks.borrow(self.weight)
         if wanted[2]:
             self.bias = torch.zeros(weight.shape[0], dtype=chunks.dtype, device=input.device)
 
@@ -228,19 +267,20 @@ class LinearGradients:
         if self.input is not None:
             self._put_input(self.input, chunk, logit_gradient)
         if self.bias is not None:
-            self.bias += logit_gradient.sum(0, dtype=self.bias.dtype)
+            self.bias.add_(logit_gradient.sum(0, dtype=self.bias.dtype), alpha=self._alpha)
         if self.weight is not None and self._is_first and self._lent:
-            product_over_operand(self.weight, logit_gradient.t(), rows)  # last: it takes the place of the operand
+            # Last: it takes the place of its operand.
+            product_over_operand(self.weight, logit_gradient.t(), rows, self._alpha)
         elif self.weight is not None:
-            add_product(self.weight, logit_gradient.t(), rows, is_first=self._is_first)
+            add_product(self.weight, logit_gradient.t(), rows, is_first=self._is_first, alpha=self._alpha)
         self._is_first = False
 
     def _put_input(self, total: Tensor, chunk: Chunk, logit_gradient: Tensor) -> None:
         if chunk.where is None:
-            self._chunks.input_gradient_into(chunk.take(total), logit_gradient)
+            self._chunks.input_gradient_into(chunk.take(total), logit_gradient, self._alpha)
         else:
             part = total.new_empty(chunk.end - chunk.begin, total.shape[1])
-            self._chunks.input_gradient_into(part, logit_gradient)
+            self._chunks.input_gradient_into(part, logit_gradient, self._alpha)
             chunk.put(total, part)
 
     def total(self) -> list[Tensor | None]:

@@ -127,7 +127,7 @@ class LinearProblem:
         return mean_denominator(self.target, self._class_weight, self.options)
 
     def loss_and_gradients(self, wanted: _Wanted) -> tuple[Tensor, list[Tensor | None], Tensor | None]:
-        """The reduced loss, its gradients in the type of computation, and what they are still to be multiplied by."""
+        """The reduced loss, its gradients in the type of their sums, and what they are still to be multiplied by."""
         denominator = self.denominator()
         total = torch.zeros((), dtype=torch.float64, device=self.target.device)
         if backward.is_on_host(self.target):
@@ -139,7 +139,8 @@ class LinearProblem:
                 factor = torch.where(self._counts.any(), factor, 1)
         # Whose classes are apart the kernels read where the target's are too, and the positions are not.
         lends = len(self.sizes) == 1 and not self.target.is_floating_point()
-        gradients = LinearGradients(self.chunks, wanted, lends=lends)
+        alpha, scale = (scale, 1.0) if self.chunks.rounds else (1.0, scale)  # Note [Types of the products]
+        gradients = LinearGradients(self.chunks, wanted, alpha=alpha, lends=lends)
         row_weight = self.token_weight
         if row_weight is None and self.chunks.overwritten:
             row_weight = self.chunks.input.new_ones(self.sizes, dtype=self.chunks.dtype)
@@ -158,9 +159,16 @@ class LinearProblem:
             del logit_gradient  # its memory is the next chunk's
         return self._mean_or_sum(total), gradients.total(), factor
 
-    def gradients(self, row_scale: Tensor, wanted: _Wanted, statistics: Sequence[Tensor] = ()) -> list[Tensor | None]:
-        """Of the sum of ``row_scale`` times the losses; ``statistics`` of :meth:`losses`, or none."""
-        gradients = LinearGradients(self.chunks, wanted)
+    def gradients(self, scale: Tensor, wanted: _Wanted, statistics: Sequence[Tensor] = ()) -> list[Tensor | None]:
+        """Of the sum of ``scale``, for all or for each, times the losses times their token weights.
+
+        ``statistics`` are those of :meth:`losses`, or none.
+        """
+        alpha = 1.0
+        if self.chunks.rounds and scale.dim() == 0 and math.isfinite(scale.item()):  # Note [Types of the products]
+            alpha, scale = scale.item(), torch.ones_like(scale)
+        row_scale = scale.expand(self.sizes).contiguous() if self.token_weight is None else scale * self.token_weight
+        gradients = LinearGradients(self.chunks, wanted, alpha=alpha)
         for i, chunk in enumerate(self.chunks):
             rows, target = self.chunks.rows(chunk), self.target_of(chunk)
             logits = self.chunks.logits(rows)
@@ -314,11 +322,10 @@ def computed_gradients(
     assert input is not None and weight is not None and target is not None
     others = (target, class_weight, token_weight)
     problem = LinearProblem(options, chunk_rows, input, weight, bias, *others, keeps_weightless=wanted[5])
-    scale = (grad_output.double() / problem.denominator()).to(problem.chunks.dtype).expand(problem.sizes)
-    row_scale = scale.contiguous() if problem.token_weight is None else scale * problem.token_weight
+    scale = (grad_output.double() / problem.denominator()).to(problem.chunks.dtype)
     gradients: list[Tensor | None] = [None, None, None]
     if any(wanted[:3]):
-        gradients = problem.gradients(row_scale, (wanted[0], wanted[1], wanted[2]), statistics)
+        gradients = problem.gradients(scale, (wanted[0], wanted[1], wanted[2]), statistics)
     rounded = [None if gradient is None else gradient.to(input.dtype) for gradient in gradients]
     if losses is None or token_weight is None:
         return [*rounded, None]

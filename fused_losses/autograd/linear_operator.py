@@ -1,7 +1,8 @@
 """A reduced linear cross-entropy as one operator, for compiled graphs: loss and gradients of the whole layer.
 
-The gradients are in the type of computation and for ``grad_output`` 1, as in Note [Gradients of a linear loss]; a graph
-holds those that are wanted until its backward multiplies them.
+The gradients are for ``grad_output`` 1, as in Note [Gradients of a linear loss]; a graph holds those that are wanted
+until its backward multiplies them. Their type may not depend on the processor: a graph that was made on another one may
+come from a cache. So large ones of bfloat16, which some processors' products come out in, are rounded to it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,20 @@ from ..operators.class_axis import accumulation_dtype
 from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off, empty_gradients
 from ..operators.registration import NONE
 from ..routing import records_graph
+from . import backward
 from .first_derivative import first_derivative_only
 from .linear_cross_entropy import LinearProblem
 from .linear_recomputed import recomputed_linear_cross_entropy
 
 __all__ = ["linear_cross_entropy_in_a_graph"]
+
+
+_FEWEST_ROUNDED = 1 << 20  # elements of the weight
+
+
+def _held_dtype(input: Tensor, weight: Tensor) -> torch.dtype:
+    is_rounded = backward.is_on_host(input) and input.dtype == torch.bfloat16 and weight.numel() >= _FEWEST_ROUNDED
+    return input.dtype if is_rounded else accumulation_dtype(input.dtype)
 
 
 @torch.library.custom_op("fused_losses::linear_cross_entropy_prepared", mutates_args=())
@@ -52,15 +62,17 @@ def _prepared(
                 gradients = [None if gradient is None else gradient.mul_(factor) for gradient in gradients]
         else:
             loss, gradients = problem.reduced(problem.losses()), [None, None, None]
-        nothing = [input.new_empty(0, dtype=problem.chunks.dtype) for _ in gradients]
-        of_input, of_weight, of_bias = (g if g is not None else n for g, n in zip(gradients, nothing, strict=True))
+        dtype = _held_dtype(input, weight)
+        of_input, of_weight, of_bias = (
+            input.new_empty(0, dtype=dtype) if gradient is None else gradient.to(dtype) for gradient in gradients
+        )
     return loss.to(loss_dtype), of_input, of_weight, of_bias
 
 
 @_prepared.register_fake
 def _(input: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wanted, loss_dtype, dtype = others[3], others[-1], accumulation_dtype(input.dtype)
-    of_input, of_weight, of_bias = empty_gradients(input, weight, wanted, dtype)
+    wanted, loss_dtype = others[3], others[-1]
+    of_input, of_weight, of_bias = empty_gradients(input, weight, wanted, _held_dtype(input, weight))
     return input.new_empty((), dtype=loss_dtype), of_input, of_weight, of_bias
 
 

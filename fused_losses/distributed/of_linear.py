@@ -90,5 +90,6 @@ def gradients_of_layer(
         sums.add(chunk, rows, of_logits)
     of_input, of_weight, of_bias = sums.total()
     if of_input is not None and reduce_input_gradient:
+        of_input = of_input.to(chunks.dtype)  # on every rank, whatever its processor multiplies
         dist.all_reduce(of_input, dist.ReduceOp.SUM, vocabulary.group)
     return [None if gradient is None else gradient.to(layer.input.dtype) for gradient in (of_input, of_weight, of_bias)]

@@ -36,7 +36,7 @@ from torch.distributed.tensor import Placement, Replicate, Shard, distribute_ten
 from torch.distributed.tensor.parallel import loss_parallel
 
 import fused_losses
-from fused_losses.autograd import linear_chunks
+from fused_losses.autograd import linear_chunks, linear_products
 from fused_losses.distributed import (
     VocabParallelCrossEntropyLoss,
     VocabParallelLinearCrossEntropyLoss,
@@ -557,6 +557,24 @@ def linear_layers(rank: int) -> None:
                 continue
             terms = reference.abs().amax().clamp(min=1) if name == "loss" else None
             assert_not_less_exact(ours_of, torchs_of, reference, terms=terms, what=f"{name} in {dtype}")
+
+
+@case
+def linear_layers_on_processors_that_multiply_different_types(rank: int) -> None:
+    """The gradients of the input that are added up have one type, whatever the products of a rank come out in."""
+    shards = layouts(rank)[0]
+    _, target = problem(shards)
+    input = torch.randn(7, 5).bfloat16()
+    weight = torch.randn(shards.num_classes, 5).bfloat16()
+    with (
+        mock.patch.object(linear_products, "_has_bfloat16_instructions", lambda: rank == 0),
+        mock.patch.object(linear_products, "_FEWEST_MULTIPLICATIONS", 0),
+    ):
+        leaf = input.clone().requires_grad_()
+        vocab_parallel_linear_cross_entropy(leaf, weight[shards.mine], target).backward()
+    exact = input.double().requires_grad_()
+    torchs_loss(F.linear(exact, weight.double()), target).backward()
+    assert (leaf.grad - exact.grad).norm() <= 0.01 * exact.grad.norm()
 
 
 @case

@@ -21,9 +21,9 @@ def lent_rows(monkeypatch):
     monkeypatch.setattr(linear_products, "_COPIED_BYTES", 500)
     lent = []
     borrow = LinearChunks.borrow
-    monkeypatch.setattr(LinearChunks, "borrow", lambda self, g: lent.append(borrow(self, g)) or lent[-1])
+    monkeypatch.setattr(LinearChunks, "borrow", lambda self, g: lent.append(borrow(self, g)))
     yield
-    assert any(lent)
+    assert lent
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -86,7 +86,7 @@ def test_nobody_lends_a_gradient_that_is_not_wanted_nor_below_rows_that_were_ask
     ],
 )
 def test_how_many_rows(num_rows, in_features, chunk_rows, rows):
-    assert rows_in_gradient(num_rows, in_features, chunk_rows) == rows
+    assert rows_in_gradient(num_rows, in_features, chunk_rows, 4) == rows
 
 
 @pytest.mark.parametrize("copied_bytes", [0, 100, 1 << 20])
