@@ -49,7 +49,6 @@ from .row_losses import RowLoss
 __all__ = ["LinearCrossEntropyFunction", "LinearProblem", "computed_gradients", "fused_linear_cross_entropy"]
 
 _Wanted = tuple[bool, bool, bool]  # the gradients of input, weight and bias
-_NUM_TENSORS = 6
 _GRADIENT_UNITS = {torch.float16: 256.0}  # see Note [Scales on a GPU]
 
 
@@ -96,18 +95,27 @@ class LinearProblem:
         target = chunk.take(self.target)
         return target.to(self.chunks.dtype) if target.is_floating_point() else target
 
-    def losses(self, statistics: list[Tensor] | None = None) -> Tensor:
-        """Of all positions, unweighted by tokens, 0 where they do not count; with statistics for :meth:`gradients`."""
-        losses = self.chunks.input.new_zeros(self.sizes, dtype=self.chunks.dtype)
+    def losses(self) -> Tensor:
+        """Of all positions, unweighted by tokens, 0 where they do not count."""
+        losses = self._no_losses()
         for chunk in self.chunks:
-            logits, target = self.chunks.logits(self.chunks.rows(chunk)), self.target_of(chunk)
-            if statistics is None:
-                of_chunk = self.row_loss.losses(logits, target)
-            else:
-                of_chunk, saved = self.row_loss.losses_and_statistics(logits, target)
-                statistics.append(saved)
-            chunk.put(losses, of_chunk)
+            logits = self.chunks.logits(self.chunks.rows(chunk))
+            chunk.put(losses, self.row_loss.losses(logits, self.target_of(chunk)))
         return losses
+
+    def losses_and_statistics(self) -> tuple[Tensor, Tensor]:
+        """:meth:`losses`, and what :meth:`gradients` needs besides: (3, positions of the rows that count)."""
+        losses = self._no_losses()
+        statistics = [losses.new_empty(3, 0)]
+        for chunk in self.chunks:
+            logits = self.chunks.logits(self.chunks.rows(chunk))
+            of_chunk, statistics_of_chunk = self.row_loss.losses_and_statistics(logits, self.target_of(chunk))
+            chunk.put(losses, of_chunk)
+            statistics.append(statistics_of_chunk)
+        return losses, torch.cat(statistics, 1)
+
+    def _no_losses(self) -> Tensor:
+        return self.chunks.input.new_zeros(self.sizes, dtype=self.chunks.dtype)
 
     def reduced(self, losses: Tensor) -> Tensor:
         if self.token_weight is not None:
@@ -137,10 +145,8 @@ class LinearProblem:
             factor = torch.ones_like(total) / (denominator * scale)
             if self._counts is not None:  # of a mean over no rows the gradients are zeros, not 0 times infinity
                 factor = torch.where(self._counts.any(), factor, 1)
-        # Whose classes are apart the kernels read where the target's are too, and the positions are not.
-        lends = len(self.sizes) == 1 and not self.target.is_floating_point()
         alpha, scale = (scale, 1.0) if self.chunks.rounds else (1.0, scale)  # Note [Types of the products]
-        gradients = LinearGradients(self.chunks, wanted, alpha=alpha, lends=lends)
+        gradients = LinearGradients(self.chunks, wanted, alpha=alpha, lends=self._reads_borrowed_memory())
         row_weight = self.token_weight
         if row_weight is None and self.chunks.overwritten:
             row_weight = self.chunks.input.new_ones(self.sizes, dtype=self.chunks.dtype)
@@ -159,22 +165,32 @@ class LinearProblem:
             del logit_gradient  # its memory is the next chunk's
         return self._mean_or_sum(total), gradients.total(), factor
 
-    def gradients(self, scale: Tensor, wanted: _Wanted, statistics: Sequence[Tensor] = ()) -> list[Tensor | None]:
+    def gradients(self, scale: Tensor, wanted: _Wanted, statistics: Tensor | None) -> list[Tensor | None]:
         """Of the sum of ``scale``, for all or for each, times the losses times their token weights.
 
-        ``statistics`` are those of :meth:`losses`, or none.
+        ``statistics`` are those of :meth:`losses_and_statistics`, or ``None``, which computes them.
         """
         alpha = 1.0
         if self.chunks.rounds and scale.dim() == 0 and math.isfinite(scale.item()):  # Note [Types of the products]
             alpha, scale = scale.item(), torch.ones_like(scale)
         row_scale = scale.expand(self.sizes).contiguous() if self.token_weight is None else scale * self.token_weight
-        gradients = LinearGradients(self.chunks, wanted, alpha=alpha)
-        for i, chunk in enumerate(self.chunks):
+        gradients = LinearGradients(self.chunks, wanted, alpha=alpha, lends=self._reads_borrowed_memory())
+        for chunk in self.chunks:
             rows, target = self.chunks.rows(chunk), self.target_of(chunk)
             logits = self.chunks.logits(rows)
-            saved = statistics[i] if statistics else self.row_loss.losses_and_statistics(logits, target)[1]
-            gradients.add(chunk, rows, self.row_loss.gradient(chunk.take(row_scale), logits, target, saved))
+            of_chunk = self._statistics_of(chunk, statistics, logits, target)
+            gradients.add(chunk, rows, self.row_loss.gradient(chunk.take(row_scale), logits, target, of_chunk))
         return gradients.total()
+
+    def _statistics_of(self, chunk: Chunk, statistics: Tensor | None, logits: Tensor, target: Tensor) -> Tensor:
+        if statistics is None:
+            return self.row_loss.losses_and_statistics(logits, target)[1]
+        heads = math.prod(self.sizes[1:])
+        return statistics[:, chunk.begin * heads : chunk.end * heads].contiguous()
+
+    def _reads_borrowed_memory(self) -> bool:
+        """The kernels read logits whose classes are apart where the target's are too, and the positions are not."""
+        return len(self.sizes) == 1 and not self.target.is_floating_point()
 
 
 def _check_class_indices(target: Tensor, counts: Tensor, options: LinearLossOptions) -> None:
@@ -249,18 +265,16 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
             problem = LinearProblem(options, chunk_rows, *tensors, keeps_weightless=wants_token_weight)
             if options.reduction != NONE and not wants_token_weight and not saves_through_hooks():
                 loss, ctx.gradients, ctx.factor = problem.loss_and_gradients(ctx.needs_input_grad[:3])
-                ctx.save_for_backward(*tensors, None)
+                ctx.save_for_backward(*tensors, None, None)
             else:
-                statistics: list[Tensor] = []
-                losses = problem.losses(statistics)
+                losses, statistics = problem.losses_and_statistics()
                 loss = problem.reduced(losses)
-                ctx.save_for_backward(*tensors, losses if wants_token_weight else None, *statistics)
+                ctx.save_for_backward(*tensors, losses if wants_token_weight else None, statistics)
         return loss.to(options.loss_dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: a checkpoint unpacks them no second time
-        tensors, losses, statistics = list(saved[:_NUM_TENSORS]), saved[_NUM_TENSORS], saved[_NUM_TENSORS + 1 :]
+        *tensors, losses, statistics = ctx.saved_tensors  # once: a checkpoint unpacks them no second time
         grad_output = dense(grad_output)
         if not _is_plain(grad_output):
             return (*_watched_gradients(ctx, tensors, grad_output), None, None)
@@ -310,13 +324,13 @@ def computed_gradients(
     wanted: Sequence[bool],
     grad_output: Tensor,
     losses: Tensor | None,
-    statistics: Sequence[Tensor] = (),
+    statistics: Tensor | None = None,
 ) -> list[Tensor | None]:
     """Of input, weight, bias and, last, token weight, where they are wanted, with the logits computed again.
 
     Args:
         losses: unweighted, where the token weight's gradient is wanted.
-        statistics: of :meth:`LinearProblem.losses`, or none.
+        statistics: of :meth:`LinearProblem.losses_and_statistics`, or ``None``.
     """
     input, weight, bias, target, class_weight, token_weight = tensors
     assert input is not None and weight is not None and target is not None

@@ -36,6 +36,28 @@ def test_numbers(lent_rows, reduction, num_rows, smoothing, with_bias):
     check(layer(num_rows, 20, 40)[: 3 if with_bias else 2], indices(num_rows, 40), **options)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("num_rows", [8, 30])
+@pytest.mark.parametrize("weighted_tokens", [False, True])
+def test_gradients_that_the_backward_computes(lent_rows, weighted_tokens, num_rows, reduction):
+    """From the statistics of the forward's chunks, which are others: unreduced, or saved through hooks."""
+    token_weight = torch.linspace(-1, 1, num_rows).double() if weighted_tokens else None
+    with torch.autograd.graph.saved_tensors_hooks(lambda it: it.clone(), lambda it: it):
+        check(layer(num_rows, 20, 40), indices(num_rows, 40), reduction=reduction, token_weight=token_weight)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_the_backward_of_a_compiled_graph(lent_rows, reduction):
+    leaves, target = layer(30, 20, 40), indices(30, 40)
+
+    def loss(*leaves):
+        return linear_cross_entropy(*leaves[:2], target, linear_bias=leaves[2], reduction=reduction).sum()
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    found, expected = (torch.autograd.grad(of(*leaves), leaves) for of in (compiled, loss))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("options", [{"softcap": 2.0}, {"lse_square_scale": 0.1}, {"token_weight": True}], ids=str)
 def test_options_beyond_torchs(lent_rows, options):
     if "token_weight" in options:
