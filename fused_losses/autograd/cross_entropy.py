@@ -23,7 +23,7 @@ from .backward import (
     take_gradient,
     times_batch,
 )
-from .eager import eager_apply, prepared_grad_output
+from .eager import eager_apply, prepared_grad_output, smoothed_target
 from .inplace import may_overwrite, overwrite
 from .scale_history import expectation_of
 
@@ -165,6 +165,8 @@ def fused_cross_entropy(
     options = (reduction, ignore_index, label_smoothing, promote, *terms)
     if not may_be_differentiated(logits, route):
         return _ops.cross_entropy_forward(logits, target, class_weight, *options)
+    if route != COMPILED:
+        target = smoothed_target(target, label_smoothing)
     if route != EAGER:
         name = "cross_entropy_prepared" if route == COMPILED else "cross_entropy_with_statistics"
         loss: Tensor = call(name, logits, target, class_weight, *options)[0]

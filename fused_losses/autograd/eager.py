@@ -35,6 +35,12 @@ def saves_through_hooks() -> bool:
     return _saved_tensors_hooks(True) is not None
 
 
+def smoothed_target(target: Tensor, label_smoothing: float) -> Tensor:
+    """For autograd to save: where torch saves what it smoothed, probabilities of inference mode are no error."""
+    is_copied = label_smoothing and target.is_floating_point() and target.is_inference()
+    return target.clone() if is_copied else target
+
+
 def prepared_grad_output(reduction: int, expectation: Expectation) -> float | None:
     """The ``grad_output`` that the forward computes the gradient for; nothing where the backward computes it."""
     return None if reduction == 0 or _saved_tensors_hooks(True) is not None else expectation.grad_output

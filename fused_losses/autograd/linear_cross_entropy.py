@@ -42,7 +42,7 @@ from ..operators.row_terms import RowTerms
 from ..routing import is_watched, records_graph
 from . import backward
 from .backward import dense, is_batched, keeps_graph
-from .eager import eager_apply, saves_through_hooks
+from .eager import eager_apply, saves_through_hooks, smoothed_target
 from .linear_chunks import Chunk, LinearChunks, LinearGradients
 from .row_losses import RowLoss
 
@@ -356,10 +356,11 @@ _apply = eager_apply(LinearCrossEntropyFunction)
 
 def fused_linear_cross_entropy(options: LinearLossOptions, chunk_rows: int | None, *tensors: Tensor | None) -> Tensor:
     """The loss in plain eager mode. ``tensors`` are those of :class:`LinearCrossEntropyFunction`."""
-    if records_graph() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return _apply(*tensors, options, chunk_rows)
     input, weight, bias, target, class_weight, token_weight = tensors
     assert input is not None and weight is not None and target is not None
+    if records_graph() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        target = smoothed_target(target, options.label_smoothing)
+        return _apply(input, weight, bias, target, class_weight, token_weight, options, chunk_rows)
     with torch.no_grad(), autocast_is_off(input.device.type):
         problem = LinearProblem(options, chunk_rows, input, weight, bias, target, class_weight, token_weight)
         return problem.reduced(problem.losses()).to(options.loss_dtype)

@@ -1,5 +1,8 @@
 """One graph used in every way a training loop may use it: twice, for two losses, under hooks, with edited inputs."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 from losses import (
@@ -12,6 +15,9 @@ from losses import (
     sample,
 )
 from parity import run
+from torch.utils.flop_counter import FlopCounterMode
+
+import fused_losses
 
 # Rows of few classes, of many, and a strided class axis: each may save something else for the backward.
 SHAPES = [(6, 5), (3, 300), (2, 5, 4, 7)]
@@ -124,6 +130,27 @@ def test_an_inference_tensor_as_input(loss, reduction, shape, device):
         input, target = sample(loss, shape, device=device)
         inside = loss.ours(input, target, reduction=reduction)
     assert torch.equal(loss.ours(input.clone(), target.clone(), reduction=reduction), inside)
+
+
+@pytest.mark.parametrize("below_a_mode", [False, True])
+@pytest.mark.parametrize("options", [{}, {"softcap": 9.0}, {"weight": torch.ones(5)}], ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_teachers_probabilities(smoothing, options, below_a_mode, device):
+    """Made in inference mode, whose tensors autograd does not save. Torch saves the smoothed ones, if there are any."""
+    with torch.inference_mode():
+        target = torch.rand(4, 5, device=device).softmax(1)
+    options = {key: it.to(device) if isinstance(it, torch.Tensor) else it for key, it in options.items()}
+    gradients = []
+    for of in (target, target.clone()):
+        logits = torch.arange(20.0, device=device).view(4, 5).sin().requires_grad_()
+        with FlopCounterMode(display=False) if below_a_mode else nullcontext():
+            call = partial(fused_losses.functional.cross_entropy, logits, of, label_smoothing=smoothing, **options)
+            if of is target and not smoothing:
+                with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+                    call()
+                return
+            gradients.append(torch.autograd.grad(call(), logits)[0])
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -438,6 +438,15 @@ def test_gradients_accumulate_in_grad():
 # What surrounds a call.
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_teachers_probabilities_made_in_inference_mode(reduction):
+    with torch.inference_mode():
+        target = probabilities()
+    leaves, options = layer(), {"reduction": reduction, "label_smoothing": 0.1}
+    found = loss_and_gradients(linear_cross_entropy, leaves, target, **options)
+    torch.testing.assert_close(found, loss_and_gradients(linear_cross_entropy, leaves, target.clone(), **options))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backward_inside", [False, True])
 def test_autocast_has_the_rules_of_the_layer_and_of_the_loss(backward_inside, dtype):
