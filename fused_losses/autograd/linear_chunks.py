@@ -16,7 +16,7 @@ this: it is taken wherever its logits have room, in ``OVERWRITTEN_BYTES`` or in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,7 @@ _GPU_FULL_SPEED_ROWS = 1024
 _ROUNDED_BYTES = 2  # of what comes out of a product of 16-bit matrices
 _ROW_STEP = 16  # what a matrix product likes
 _CONVERTED_BYTES = 16 << 20  # of a block of a 16-bit weight in float32
+_MOVED_BYTES = 2 << 20  # of gradients on their way to where the logits were
 
 
 def rows_of_chunk(num_rows: int, num_logits: int, in_features: int, bytes_per_logit: int, on_host: bool) -> int:
@@ -213,6 +214,20 @@ class LinearChunks:
     def rounds(self) -> bool:
         """Whether products come out in a narrower type than that of computation."""
         return self.input_gradient_dtype != self.dtype
+
+    def gradient_over(self, logits: Tensor, gradient_of: Callable[[slice], Tensor]) -> Tensor:
+        """The gradient of a chunk's logits by an operator that makes a tensor of it: in their place, if it must be.
+
+        Args:
+            gradient_of: of some rows of the chunk.
+        """
+        if not (self.overwritten and self._on_host):
+            return gradient_of(slice(0, len(logits)))
+        step = max(1, _MOVED_BYTES // (logits[0].numel() * logits.itemsize))
+        for begin in range(0, len(logits), step):
+            rows = slice(begin, min(begin + step, len(logits)))
+            logits[rows].copy_(gradient_of(rows))
+        return logits
 
     def input_gradient_into(self, out: Tensor, logit_gradient: Tensor, alpha: float) -> None:
         """The chunk's rows of the gradient of the input, times ``alpha``, in its type."""

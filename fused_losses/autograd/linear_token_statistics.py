@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,11 +58,26 @@ def gradients_of_statistics(
         gradients = LinearGradients(chunks, wanted)
         for chunk in chunks:
             rows = chunks.rows(chunk)
-            of_rows = [None if grad is None else chunk.take(grad) for grad in grads]
-            of_chunk = saved[:, chunk.begin : chunk.end].contiguous()
-            arguments = (*of_rows, chunks.logits(rows), chunk.take(target), of_chunk, *options)
-            gradients.add(chunk, rows, _ops.token_statistics_backward(*arguments))
+            logits = chunks.logits(rows)
+            of_chunk = [None if grad is None else chunk.take(grad) for grad in grads]
+            gradient_of = partial(
+                _gradient_of_rows, options, of_chunk, logits, chunk.take(target), saved[:, chunk.begin : chunk.end]
+            )
+            gradients.add(chunk, rows, chunks.gradient_over(logits, gradient_of))
     return [None if gradient is None else gradient.to(input.dtype) for gradient in gradients.total()]
+
+
+def _gradient_of_rows(
+    options: StatisticsOptions,
+    grads: Sequence[Tensor | None],
+    logits: Tensor,
+    target: Tensor,
+    saved: Tensor,
+    rows: slice,
+) -> Tensor:
+    grads_of_rows = [None if grad is None else grad[rows] for grad in grads]
+    arguments = (*grads_of_rows, logits[rows], target[rows], saved[:, rows].contiguous(), *options)
+    return _ops.token_statistics_backward(*arguments)
 
 
 class LinearTokenStatisticsFunction(torch.autograd.Function):

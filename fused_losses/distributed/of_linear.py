@@ -78,16 +78,14 @@ def gradients_of_layer(
     sums = LinearGradients(chunks, (wanted[0], wanted[1], wanted[2]))
     for chunk in chunks:
         rows = chunks.rows(chunk)
-        place = slice(chunk.begin, chunk.end)
-        of_logits = gradient_of_shard(
-            gradients.rows(place),
-            chunks.logits(rows),
-            local_target[place],
-            saved[:, place].contiguous(),
-            vocabulary.transform,
-            vocabulary.class_weight,
-        )
-        sums.add(chunk, rows, of_logits)
+        logits = chunks.logits(rows)
+
+        def gradient_of(part: slice, begin: int = chunk.begin, logits: Tensor = logits) -> Tensor:
+            place = slice(begin + part.start, begin + part.stop)
+            arguments = (logits[part], local_target[place], saved[:, place].contiguous())
+            return gradient_of_shard(gradients.rows(place), *arguments, vocabulary.transform, vocabulary.class_weight)
+
+        sums.add(chunk, rows, chunks.gradient_over(logits, gradient_of))
     of_input, of_weight, of_bias = sums.total()
     if of_input is not None and reduce_input_gradient:
         of_input = of_input.to(chunks.dtype)  # on every rank, whatever its processor multiplies

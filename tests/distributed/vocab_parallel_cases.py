@@ -538,7 +538,11 @@ def linear_layers(rank: int) -> None:
             return torchs_loss(F.linear(input, weight, bias).to(dtype), target, **options)
 
         found = []
-        with mock.patch.object(linear_chunks, "rows_of_chunk", lambda *sizes: 2):
+        with (
+            mock.patch.object(linear_chunks, "rows_of_chunk", lambda *sizes: 2),
+            mock.patch.object(linear_chunks, "CHUNK_BYTES", 0 if has_bias else linear_chunks.CHUNK_BYTES),
+            mock.patch.object(linear_chunks, "_MOVED_BYTES", 1),
+        ):
             for function, values in (
                 (ours, mine),
                 (torchs, tensors),

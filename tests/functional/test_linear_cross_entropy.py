@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -682,16 +683,18 @@ def test_the_most_that_a_step_holds_is_two_chunks(monkeypatch):
 
     device = CpuDevice()
     sizes = [(3000, 20000), (600, 100_000)]  # two tensors for a chunk, and one
-    for dtype, reduction, (num_rows, num_classes) in itertools.product(
-        [torch.float32, torch.bfloat16], ["mean", "none"], sizes
-    ):
+
+    def summed_statistics(*tensors):
+        return sum(linear_token_statistics(*tensors)[:3])
+
+    losses = [linear_cross_entropy, partial(linear_cross_entropy, reduction="none"), summed_statistics]
+    for dtype, function, (num_rows, num_classes) in itertools.product([torch.float32, torch.bfloat16], losses, sizes):
         input, weight = torch.randn(num_rows, 8).to(dtype), torch.randn(num_classes, 8).to(dtype)
         leaves = [input.requires_grad_(), weight.requires_grad_()]
         target = torch.randint(num_classes, (num_rows,))
 
-        def step(leaves=leaves, target=target, reduction=reduction):
-            loss = linear_cross_entropy(*leaves, target, reduction=reduction).sum()
-            torch.autograd.grad(loss, leaves)
+        def step(leaves=leaves, target=target, function=function):
+            torch.autograd.grad(function(*leaves, target).sum(), leaves)
 
         with fused_losses.limited_gradient_pool(0):
             peak = device.peak_bytes(step)

@@ -53,6 +53,18 @@ def test_results_and_gradients(dtype, options):
         torch.testing.assert_close(gradient, expected_gradient.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_gradients_that_take_the_place_of_the_logits(dtype, monkeypatch):
+    """As of chunks too large for two tensors; some rows at a time."""
+    leaves, target = problem(dtype=dtype)
+    grads = [torch.randn(11) for _ in range(3)]
+    _, expected = with_gradients(linear_token_statistics, leaves, target, grads, softcap=3.0)
+    monkeypatch.setattr(linear_chunks, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(linear_chunks, "_MOVED_BYTES", 3 * 9 * 8)
+    _, gradients = with_gradients(linear_token_statistics, leaves, target, grads, softcap=3.0)
+    assert all(torch.equal(*pair) for pair in zip(gradients, expected, strict=True))
+
+
 @pytest.mark.parametrize("used", [u for u in itertools.product([False, True], repeat=3) if any(u)], ids=str)
 def test_gradients_of_some_results_alone(used):
     leaves, target = problem()
