@@ -282,7 +282,10 @@ class LinearGradients:
         if self.input is not None:
             self._put_input(self.input, chunk, logit_gradient)
         if self.bias is not None:
-            self.bias.add_(logit_gradient.sum(0, dtype=self.bias.dtype), alpha=self._alpha)
+            # Where products are rounded, so are these sums, which float32 accumulates in any case: asked for the wider
+            # type, torch makes a copy of all logits in it.
+            dtype = logit_gradient.dtype if self._chunks.rounds else self.bias.dtype
+            self.bias.add_(logit_gradient.sum(0, dtype=dtype), alpha=self._alpha)
         if self.weight is not None and self._is_first and self._lent:
             # Last: it takes the place of its operand.
             product_over_operand(self.weight, logit_gradient.t(), rows, self._alpha)

@@ -91,7 +91,9 @@ def _differentiate(ctx: Any, saved: Any, grad_output: Tensor | None, *_: Any) ->
     if grad_output is not None:
         for i, gradient in enumerate(saved[:3]):
             if ctx.needs_input_grad[i]:
-                found[i] = (gradient * grad_output.to(gradient.dtype)).to(ctx.dtype)
+                found[i] = (gradient * grad_output).to(
+                    ctx.dtype
+                )  # which, of no axis, is not rounded to gradient's type
     return tuple(found)
 
 

@@ -162,6 +162,23 @@ def test_a_compiled_graph(chunks, reduction):
     check_compiled(loss, leaves, f"linear_cross_entropy_{'recomputed' if reduction == 'none' else 'prepared'}")
 
 
+def test_a_graph_does_not_round_grad_output(monkeypatch):
+    """A loss in float32 of bfloat16's products, as under autocast: a third, rounded, would be off in every element."""
+    monkeypatch.setattr(linear_operator, "_FEWEST_ROUNDED", 0)
+    torch.compiler.reset()
+    input, weight = torch.randn(100, 64, requires_grad=True), torch.randn(900, 64)
+    target = torch.randint(900, (100,))
+
+    def loss(input):
+        return linear_cross_entropy(input, weight, target)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)(input)
+    whole, third = (torch.autograd.grad(compiled, input, torch.tensor(g), retain_graph=True)[0] for g in (1.0, 1 / 3))
+    used = whole != 0
+    assert (3 * third[used].double() / whole[used].double() - 1).mean().abs() <= 5e-4
+
+
 @pytest.mark.parametrize("grad_output", [1, 3])
 def test_a_graph_holds_large_gradients_in_bfloat16(chunks, grad_output, monkeypatch):
     """The bits of eager mode for ``grad_output`` 1, else of one rounding more."""
@@ -253,13 +270,22 @@ def test_the_types_of_the_sums(num_rows, lends, weight_dtype, monkeypatch):
     assert [total.dtype for total in sums.total()] == [torch.bfloat16, weight_dtype, torch.float32]
 
 
-def test_a_step_takes_no_memory_beyond_the_gradients():
-    """No sum in float32, and all logits in the memory of the weight's gradient."""
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_step_takes_no_memory_beyond_the_gradients(with_bias, reduction):
+    """No sum in float32, and all logits in the memory of the weight's gradient, once there is one."""
     from benchmarks.cpu_device import CpuDevice
 
-    leaves = [torch.randn(600, 720).bfloat16(), torch.randn(100_000, 720).bfloat16()]
-    leaves = [leaf.requires_grad_() for leaf in leaves]
+    leaves = [leaf.bfloat16() for leaf in (torch.randn(600, 720), torch.randn(100_000, 720), torch.randn(100_000))]
+    leaves = [leaf.requires_grad_() for leaf in leaves[: 3 if with_bias else 2]]
     target = torch.randint(100_000, (600,))
-    peak = CpuDevice().peak_bytes(lambda: torch.autograd.grad(linear_cross_entropy(*leaves, target), leaves))
+
+    def step():
+        loss = linear_cross_entropy(
+            *leaves[:2], target, linear_bias=leaves[2] if with_bias else None, reduction=reduction
+        )
+        torch.autograd.grad(loss.sum(), leaves)
+
+    peak = CpuDevice().peak_bytes(step)
     assert peak is not None
     assert peak - sum(leaf.nbytes for leaf in leaves) <= 2 * linear_products._COPIED_BYTES < 600 * 100_000 * 2
