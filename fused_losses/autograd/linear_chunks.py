@@ -146,6 +146,7 @@ class LinearChunks:
         self._first_rows = 0  # of the chunk whose memory is borrowed
         self._borrowed: Tensor | None = None
         self._logits: Tensor | None = None
+        self._logits_of_all: Tensor | None = None  # that were computed before
 
     def _rows_of_chunk(self, num_rows: int) -> int:
         num_logits, in_features = self.weight.shape
@@ -157,7 +158,7 @@ class LinearChunks:
         :meth:`borrow` before there are any. Their gradient must then be written over them.
         """
         in_features = self.weight.shape[1]
-        if self._asked_rows is None and self._on_host:
+        if self._asked_rows is None and self._on_host and self._logits_of_all is None:
             item_bytes = self.product_dtype.itemsize
             self._first_rows = rows_in_gradient(self.num_rows, in_features, self._chunk_rows, item_bytes)
         if self._first_rows:
@@ -197,8 +198,22 @@ class LinearChunks:
         """The chunk's rows of the input in the type of the products."""
         return chunk.take(self.input).to(self.product_dtype)
 
+    def small_logits(self) -> Tensor | None:
+        """Those of all rows, which :meth:`logits` has computed, where they are few enough to be kept."""
+        is_small = (
+            self._logits is not None and len(self._logits) == self.num_rows and self._logits.nbytes <= CHUNK_BYTES
+        )
+        return self._logits if is_small else None
+
+    def reuse(self, small_logits: Tensor) -> None:
+        """Of another object for the same tensors. Their gradient may be written over them."""
+        if small_logits.dtype == self.product_dtype:  # oneDNN may have been switched off meanwhile
+            self._logits_of_all = small_logits
+
     def logits(self, rows: Tensor) -> Tensor:
         """Of these rows, in memory that the next chunk's take over."""
+        if self._logits_of_all is not None:
+            return self._logits_of_all.view(rows.shape[0], *self._shape)
         if self._borrowed is not None:
             logits, self._borrowed = self._borrowed, None
         else:

@@ -5,7 +5,8 @@ A mean or a sum computes the gradients of input and weight in its forward, while
 products, as many as the layer alone needs. They stay on the context in the type of computation, for ``grad_output`` 1,
 until the backward multiplies them and rounds once: its bits depend on nothing that was before. An unreduced loss, a
 loss under saved-tensor hooks (a checkpoint would compute the gradients twice) and a ``grad_output`` that is not finite
-(0 times infinity must stay in the rows that count) compute them in the backward, one product more.
+(0 times infinity must stay in the rows that count) compute them in the backward, one product more. An unreduced loss
+keeps its logits where they are one chunk of at most ``CHUNK_BYTES``, and saves that product, a fifth of the time or more.
 
 Note [Rows that do not count]
 Ignored rows, and rows of token weight 0, are left out before the first product, whatever is in them. Where the tensors
@@ -260,7 +261,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         tensors = (input, weight, bias, target, class_weight, token_weight)
         wants_token_weight = ctx.needs_input_grad[5]
         ctx.options, ctx.chunk_rows = options, chunk_rows
-        ctx.gradients = ctx.factor = None
+        ctx.gradients = ctx.factor = ctx.logits = None
         with autocast_is_off(input.device.type):
             problem = LinearProblem(options, chunk_rows, *tensors, keeps_weightless=wants_token_weight)
             if options.reduction != NONE and not wants_token_weight and not saves_through_hooks():
@@ -269,6 +270,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
             else:
                 losses, statistics = problem.losses_and_statistics()
                 loss = problem.reduced(losses)
+                ctx.logits = None if saves_through_hooks() else problem.chunks.small_logits()
                 ctx.save_for_backward(*tensors, losses if wants_token_weight else None, statistics)
         return loss.to(options.loss_dtype)
 
@@ -282,7 +284,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
             if ctx.gradients is not None and (scale := _scale_of_gradients(ctx.factor, grad_output)) is not None:
                 return (*_take_gradients(ctx, tensors, scale), None, None, None, None, None)
             arguments = (ctx.options, ctx.chunk_rows, tensors, ctx.needs_input_grad, grad_output, losses, statistics)
-            *of_layer, of_token_weight = computed_gradients(*arguments)
+            *of_layer, of_token_weight = computed_gradients(*arguments, _take_logits(ctx))
             return (*of_layer, None, None, of_token_weight, None, None)
 
 
@@ -317,6 +319,15 @@ def _take_gradients(ctx: Any, tensors: list[Any], scale: float | Tensor) -> list
     return taken
 
 
+def _take_logits(ctx: Any) -> Tensor | None:
+    """Those that the forward kept, to be written over."""
+    logits: Tensor | None = ctx.logits
+    if logits is not None and keeps_graph():
+        return logits.clone()
+    ctx.logits = None
+    return logits
+
+
 def computed_gradients(
     options: LinearLossOptions,
     chunk_rows: int | None,
@@ -325,17 +336,21 @@ def computed_gradients(
     grad_output: Tensor,
     losses: Tensor | None,
     statistics: Tensor | None = None,
+    small_logits: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """Of input, weight, bias and, last, token weight, where they are wanted, with the logits computed again.
+    """Of input, weight, bias and, last, token weight, where they are wanted, with the logits computed again or kept.
 
     Args:
         losses: unweighted, where the token weight's gradient is wanted.
         statistics: of :meth:`LinearProblem.losses_and_statistics`, or ``None``.
+        small_logits: of :meth:`LinearChunks.small_logits`, to be written over, or ``None``.
     """
     input, weight, bias, target, class_weight, token_weight = tensors
     assert input is not None and weight is not None and target is not None
     others = (target, class_weight, token_weight)
     problem = LinearProblem(options, chunk_rows, input, weight, bias, *others, keeps_weightless=wanted[5])
+    if small_logits is not None:
+        problem.chunks.reuse(small_logits)
     scale = (grad_output.double() / problem.denominator()).to(problem.chunks.dtype)
     gradients: list[Tensor | None] = [None, None, None]
     if any(wanted[:3]):

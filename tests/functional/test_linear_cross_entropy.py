@@ -703,6 +703,53 @@ def test_the_most_that_a_step_holds_is_two_chunks(monkeypatch):
         assert peak - gradients <= 2 * CHUNK_BYTES + 5e6 < num_rows * num_classes * 4
 
 
+@pytest.mark.parametrize("bound", [11 * 9 * 8, 11 * 9 * 8 - 1, 0])
+@pytest.mark.parametrize("of_target", [lambda: indices().clamp(min=0), probabilities])
+@pytest.mark.parametrize("with_token_weight", [False, True])
+def test_an_unreduced_loss_keeps_small_logits(with_token_weight, of_target, bound, monkeypatch):
+    """Up to a bound, of one chunk, and not through hooks. A kept graph may be used again, a freed one may not."""
+    monkeypatch.setattr(linear_chunks, "rows_of_chunk", lambda *sizes: 11)
+    monkeypatch.setattr(linear_chunks, "CHUNK_BYTES", bound)
+    computed = []
+    logits_into = linear_chunks.logits_into
+    monkeypatch.setattr(linear_chunks, "logits_into", lambda *them: computed.append(them) or logits_into(*them))
+    leaves, target, grad_output = layer(), of_target(), torch.randn(11, dtype=torch.float64)
+    token_weight = torch.rand(11, dtype=torch.float64).requires_grad_() if with_token_weight else None
+    leaves += [token_weight] if with_token_weight else []
+
+    def loss_of(function):
+        options = {"token_weight": token_weight, "reduction": "none"}
+        return function(*leaves[:2], target, linear_bias=leaves[2], **options)
+
+    loss = loss_of(linear_cross_entropy)
+    expected = torch.autograd.grad(loss_of(reference), leaves, grad_output)
+    for keeps in (True, True, False):
+        found = torch.autograd.grad(loss, leaves, grad_output, retain_graph=keeps)
+        torch.testing.assert_close(found, expected)
+    assert len(computed) == (1 if bound == 11 * 9 * 8 else 4)
+    with pytest.raises(RuntimeError, match="a second time"):
+        torch.autograd.grad(loss, leaves, grad_output)
+
+
+@pytest.mark.parametrize("rows_of_chunk", [3, 11])
+def test_small_logits_are_kept_of_one_chunk_without_hooks_alone(rows_of_chunk, monkeypatch):
+    monkeypatch.setattr(linear_chunks, "rows_of_chunk", lambda *sizes: rows_of_chunk)
+    leaves, target = layer(), indices().clamp(min=0)
+
+    def node_of(loss):  # which is a view of what the Function returns
+        return loss.grad_fn.next_functions[0][0]
+
+    plain = linear_cross_entropy(*leaves[:2], target, reduction="none")
+    assert (node_of(plain).logits is None) == (rows_of_chunk == 3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda it: it, lambda it: it):
+        packed = linear_cross_entropy(*leaves[:2], target, reduction="none")
+    assert node_of(packed).logits is None
+    with torch.no_grad():
+        leaves[1].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        plain.sum().backward()
+
+
 @pytest.mark.parametrize("heads", [1, 2])
 def test_heads_of_torchs_operators_and_of_no_rows(heads):
     input, weight = torch.randn(4, 3), torch.randn(5, heads, 3)

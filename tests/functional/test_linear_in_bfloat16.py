@@ -199,6 +199,16 @@ def test_a_graph_holds_large_gradients_in_bfloat16(chunks, grad_output, monkeypa
         torch.testing.assert_close(our, of_eager, rtol=0 if grad_output == 1 else 2**-7, atol=0)
 
 
+def test_onednn_switched_off_between_forward_and_backward():
+    leaves, target = layer(60, 64, 90, torch.bfloat16), indices(60, 90)
+    loss = linear_cross_entropy(*leaves[:2], target, reduction="none")
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        gradients = torch.autograd.grad(loss.sum(), leaves[:2])
+    exact = loss_and_gradients(reference, in_double(leaves[:2]), target, reduction="sum")[1:]
+    for gradient, exact_ in zip(gradients, exact, strict=True):
+        assert (gradient - exact_).norm() <= 0.05 * exact_.norm()
+
+
 # The parts.
 
 
