@@ -6,7 +6,7 @@ products, as many as the layer alone needs. They stay on the context in the type
 until the backward multiplies them and rounds once: its bits depend on nothing that was before. An unreduced loss, a
 loss under saved-tensor hooks (a checkpoint would compute the gradients twice) and a ``grad_output`` that is not finite
 (0 times infinity must stay in the rows that count) compute them in the backward, one product more. An unreduced loss
-keeps its logits where they are one chunk of at most ``CHUNK_BYTES``, and saves that product, a fifth of the time or more.
+keeps its logits where they are one chunk of at most ``CHUNK_BYTES``: that product is a fifth of the time or more.
 
 Note [Rows that do not count]
 Ignored rows, and rows of token weight 0, are left out before the first product, whatever is in them. Where the tensors
