@@ -1,6 +1,6 @@
 """The picture on the front page: a few cells of a run, time and memory of eager torch, torch.compile and fused_losses.
 
-python -m benchmarks.overview        draws docs/images/overview.svg from benchmarks/results/full.json
+python -m benchmarks.overview        draws docs/images/overview.svg from benchmarks/results/table.json
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.plots import COLOURS, drawn_for_light_and_dark, save
 from benchmarks.results import CaseResult, load, median_seconds, peak_extra_bytes
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "benchmarks" / "results" / "full.json"
+SOURCE = ROOT / "benchmarks" / "results" / "table.json"
 PICTURE = ROOT / "docs" / "images" / "overview.svg"
 
 CASES = {
