@@ -127,7 +127,7 @@ sanitizers: install
 bench: install
 	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
-lint: install
+lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check $(PYTHON_FILES)
 	$(VENV)/bin/ruff format --check $(PYTHON_FILES)
 	$(VENV)/bin/mypy
@@ -137,7 +137,11 @@ lint: install
 	$(VENV)/bin/check-jsonschema -q --builtin-schema vendor.github-issue-forms $(ISSUE_FORMS)
 	$(VENV)/bin/check-jsonschema -q --builtin-schema vendor.github-workflows $(wildcard $(FORGE)/workflows/*.yml)
 
-format: install
+$(VENV)/.lint: $(VENV)/.installed
+	$(PIP) "fused-losses[lint]"  # already installed: its extra alone
+	@touch $@
+
+format: $(VENV)/.lint
 	$(VENV)/bin/ruff check --fix $(PYTHON_FILES)
 	$(VENV)/bin/ruff format $(PYTHON_FILES)
 	$(VENV)/bin/clang-format -i $(CXX_FILES) $(CXX_TESTS)
@@ -150,7 +154,7 @@ $(VENV)/.installed: $(SOURCES)
 	@echo "Installing $(TORCH) into $(VENV)"
 	$(PIP) "$(TORCH)" $(BUILD_TOOLS)
 	@echo "Building the extension (a minute or two)"
-	$(PIP) --editable ".[test,bench,demo,lint]" --no-build-isolation
+	$(PIP) --editable ".[test,bench,demo]" --no-build-isolation
 	@touch $@
 
 clean:
