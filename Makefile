@@ -71,7 +71,7 @@ $(VENV)-integrations/.installed: $(VENV)/.installed
 	  -c $(VENV)-integrations/constraints.txt "fused-losses[integrations]"
 	@touch $@
 
-wheel: $(VENV)/.wheel-tools
+wheel: $(VENV)/.extra-wheel
 	rm -rf build/wheel dist/*.whl
 	mkdir -p dist
 	$(VENV)/bin/python -m build --wheel --no-isolation --outdir build/wheel
@@ -91,7 +91,7 @@ test-wheel:
 	cd $(VENV)-wheel && bin/python -m fused_losses
 	FUSED_LOSSES_TEST_DEVICES=cpu $(VENV)-wheel/bin/pytest --quick -n auto --maxprocesses 8 $(WHEEL_TESTS) $(PYTEST_ARGS)
 
-sdist: $(VENV)/.wheel-tools
+sdist: $(VENV)/.extra-wheel
 	$(VENV)/bin/python -m build --sdist --no-isolation --outdir dist
 
 # Without torch, of which each environment has its own, and without an index, of which each network has.
@@ -104,17 +104,9 @@ lock:
 	  --custom-compile-command "make lock" -o build/locked.txt
 	grep -v "'never'" build/locked.txt > requirements/development.txt
 
-$(VENV)/.wheel-tools: $(VENV)/.installed
-	$(PIP) "fused-losses[wheel]"  # already installed: its extra alone
-	@touch $@
-
-docs: $(VENV)/.docs
+docs: $(VENV)/.extra-docs
 	$(VENV)/bin/python -m sphinx -q -W --keep-going docs build/docs
 	@echo "build/docs/index.html"
-
-$(VENV)/.docs: $(VENV)/.installed
-	$(PIP) "fused-losses[docs]"  # already installed: its extra alone
-	@touch $@
 
 # On a GPU, with compute-sanitizer from the CUDA toolkit.
 memcheck: install
@@ -127,7 +119,7 @@ sanitizers: install
 bench: install
 	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
-lint: $(VENV)/.lint
+lint: $(VENV)/.extra-lint
 	$(VENV)/bin/ruff check $(PYTHON_FILES)
 	$(VENV)/bin/ruff format --check $(PYTHON_FILES)
 	$(VENV)/bin/mypy
@@ -137,11 +129,7 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/check-jsonschema -q --builtin-schema vendor.github-issue-forms $(ISSUE_FORMS)
 	$(VENV)/bin/check-jsonschema -q --builtin-schema vendor.github-workflows $(wildcard $(FORGE)/workflows/*.yml)
 
-$(VENV)/.lint: $(VENV)/.installed
-	$(PIP) "fused-losses[lint]"  # already installed: its extra alone
-	@touch $@
-
-format: $(VENV)/.lint
+format: $(VENV)/.extra-lint
 	$(VENV)/bin/ruff check --fix $(PYTHON_FILES)
 	$(VENV)/bin/ruff format $(PYTHON_FILES)
 	$(VENV)/bin/clang-format -i $(CXX_FILES) $(CXX_TESTS)
@@ -155,6 +143,11 @@ $(VENV)/.installed: $(SOURCES)
 	$(PIP) "$(TORCH)" $(BUILD_TOOLS)
 	@echo "Building the extension (a minute or two)"
 	$(PIP) --editable ".[test,bench,demo]" --no-build-isolation
+	@touch $@
+
+# What few need. The package itself is installed already: its extra alone.
+$(VENV)/.extra-%: $(VENV)/.installed
+	$(PIP) "fused-losses[$*]"
 	@touch $@
 
 clean:
