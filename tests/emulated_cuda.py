@@ -19,7 +19,7 @@ from compilation import EMULATION, ROOT, compile_source, link
 from torch.utils.cpp_extension import include_paths
 
 from fused_losses import _ops
-from fused_losses.autograd import backward
+from fused_losses.autograd import placement
 from fused_losses.operators import register_operators
 
 BUILD = ROOT / "build" / "emulated_cuda"
@@ -74,4 +74,4 @@ def use(monkeypatch, test_name: str) -> None:
     load().fused_losses_emulation_set_order(number % len(ORDERS), ctypes.c_uint64(number))
     for name in operator_names():
         monkeypatch.setattr(_ops, name, getattr(torch.ops.fused_losses_emulated, name).default)
-    monkeypatch.setattr(backward, "is_on_host", lambda tensor: False)
+    monkeypatch.setattr(placement, "is_on_host", lambda tensor: False)

@@ -38,9 +38,10 @@ struct BinaryCrossEntropyParams {
   double focal_gamma;
   double gradient_scale;    // 1 / num_elements with a mean, times a scalar grad_output
   const void* grad_output;  // [num_elements] in the target's type, or null
-  // One value in the target's type where the host does not know it, or null. In LossAndGradient mode it scales a
-  // gradient that was computed for 1 already.
+  // One value in the target's type where the host does not know it, or null. In LossAndGradient mode `gradient` is
+  // there already, for prepared_for.
   const void* device_grad_output;
+  double prepared_for = 1;
   int32_t* block_faults;  // [num_blocks] RangeFault bits, or null
 };
 

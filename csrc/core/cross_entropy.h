@@ -75,8 +75,10 @@ struct CrossEntropyParams {
   double lse_square_scale = 0;
   double focal_gamma = 0;
 
-  double gradient_scale;            // 1 / denominator with a mean, else 1
-  double expected_grad_output = 1;  // LossAndGradient: what the gradient is multiplied by; 1 where grad_output is given
+  double gradient_scale;  // 1 / denominator with a mean, else 1
+  // LossAndGradient: what the gradient is multiplied by; with a grad_output what `gradient`, there already, was
+  // prepared for.
+  double expected_grad_output = 1;
   const void* grad_output;  // Backward: accumulation type; [num_positions] with stride 1, or one value with stride 0
   int64_t grad_output_stride;
 
@@ -94,16 +96,5 @@ struct CrossEntropyParams {
   void* row_others;  // index targets only; anything where a target is ignored
   void* row_mass;    // probability targets only
 };
-
-namespace {
-
-// What every gradient is multiplied by besides its row's own factor, without params.grad_output: the product that the
-// backward forms, so that its bits are those of a gradient that the forward made.
-template <class A>
-FUSED_LOSSES_HOST_DEVICE inline A common_scale(const CrossEntropyParams& params) {
-  return static_cast<A>(params.gradient_scale) * static_cast<A>(params.expected_grad_output);
-}
-
-}  // namespace
 
 }  // namespace fused_losses

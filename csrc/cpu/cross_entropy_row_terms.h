@@ -11,6 +11,13 @@ inline bool has_row_terms(const CrossEntropyParams& params) {
   return params.lse_square_scale != 0 || params.focal_gamma != 0;
 }
 
+// What every gradient is multiplied by besides its row's own factor, without params.grad_output: the product that the
+// backward forms, so that its bits are those of a gradient that the forward made.
+template <class A>
+inline A common_scale(const CrossEntropyParams& params) {
+  return static_cast<A>(params.gradient_scale) * static_cast<A>(params.expected_grad_output);
+}
+
 // What is known of a row, without a target class: others = sum, target_exponential = 0.
 template <class A>
 struct RowSums {

@@ -52,13 +52,14 @@ __global__ void __launch_bounds__(kFewBlockThreads,
     cross_entropy_few_classes_kernel(const __grid_constant__ CrossEntropyParams params,
                                      const __grid_constant__ UniformMass<Accumulation<T>> uniform) {
   using A = Accumulation<T>;
-  if (is_scaled_already<A>(params)) return;
+  if (is_prepared<A>(params)) return;
   FUSED_LOSSES_DYNAMIC_SHARED(T, shared);
   // As far past an aligned address as the logits, which a block's first row does not change.
   T* const tile = shared + (kRows ? elements_past_alignment(static_cast<const T*>(params.logits)) : 0);
   const int num_classes = static_cast<int>(params.num_classes);
   const int thread = static_cast<int>(threadIdx.x);
   const bool wants_gradient = params.mode != CrossEntropyMode::Loss;
+  const A scale = wants_gradient ? forward_scale<A>(params) : A(0);
   double block_loss = 0;
 
   for (int64_t first = int64_t(blockIdx.x) * kFewBlockThreads; first < params.num_positions;
@@ -87,7 +88,6 @@ __global__ void __launch_bounds__(kFewBlockThreads,
       }
       const RowTarget<A> target = read_target<A>(params, position);
       const int target_class = static_cast<int>(target.target_class);
-      const A scale = wants_gradient ? row_scale<A>(params, position) : A(0);
 
       A x[kMaxClasses];
       RowStatistics<A> statistics;

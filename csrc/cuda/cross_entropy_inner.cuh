@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
     cross_entropy_inner_kernel(const __grid_constant__ CrossEntropyParams params, const __grid_constant__ Terms terms) {
   using A = Accumulation<T>;
   using Group = PositionGroup<T, kPositions>;
-  if (is_scaled_already<A>(params)) return;
+  if (is_prepared<A>(params)) return;
   // One thread sums all classes, so that what an addition rounds away is kept (Kahan 1965); sums of 16-bit logits need
   // it not.
   constexpr bool kCompensates = sizeof(T) > 2;
@@ -120,7 +120,8 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
       if (k < count) targets[k] = read_target<A>(params, position + k);
     }
 
-    if (params.mode == CrossEntropyMode::Backward) {
+    const bool is_backward = params.mode == CrossEntropyMode::Backward;
+    if (is_backward) {
 #pragma unroll
       for (int k = 0; k < kPositions; ++k) {
         if (k < count) statistics[k] = read_row<A>(params, position + k);
@@ -188,7 +189,9 @@ __global__ void __launch_bounds__(kInnerBlockThreads,
     A at_target[kPositions];  // where it does not depend on a dense mass
 #pragma unroll
     for (int k = 0; k < kPositions; ++k) {
-      const A scale = k < count ? row_scale<A>(params, position + k) : A(0);
+      const A scale = k >= count    ? A(0)
+                      : is_backward ? backward_scale<A>(params, position + k)
+                                    : forward_scale<A>(params);
       const A of_target = Terms::kAny && k < count ? target_unit(k) : A(0);
       gradient[k] = {statistics[k], targets[k], of_target, scale, kDense, terms};
       if constexpr (!kDense) {

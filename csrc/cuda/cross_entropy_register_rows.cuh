@@ -155,7 +155,8 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
     cross_entropy_register_rows_kernel(const __grid_constant__ CrossEntropyParams params,
                                        const __grid_constant__ UniformMass<Accumulation<T>> uniform) {
   using A = Accumulation<T>;
-  if (is_scaled_already<A>(params)) return;
+  if (is_prepared<A>(params)) return;
+  const A scale = params.mode != CrossEntropyMode::Loss ? forward_scale<A>(params) : A(0);
   double block_loss = 0;
 
   const auto do_row = [&](int64_t position, bool exists, int thread) {
@@ -165,11 +166,7 @@ __global__ void __launch_bounds__(Geometry::kBlockThreads,
     RowShare<T, Geometry> row(logits, static_cast<int>(params.num_classes), thread);
     RowTarget<A> target;
     A target_logit = 0;
-    A scale = 0;
-    if (exists) {
-      target = read_target<A>(params, position);
-      if (params.mode != CrossEntropyMode::Loss) scale = row_scale<A>(params, position);
-    }
+    if (exists) target = read_target<A>(params, position);
     if (target.target_class >= 0) target_logit = to_accumulation(logits[target.target_class]);
 
     RowStatistics<A> statistics;

@@ -178,15 +178,22 @@ __device__ __forceinline__ void set_common_mass(const CrossEntropyParams& params
   statistics.mass = static_cast<A>(params.label_smoothing * mean_weight);
 }
 
-// What every gradient is multiplied by besides its row's own factor.
+// What every gradient is multiplied by besides its row's own factor, and in the backward its grad_output.
 template <class A>
-__device__ __forceinline__ A row_scale(const CrossEntropyParams& params, int64_t position) {
-  A scale = common_scale<A>(params);
-  if (params.device_gradient_scale != nullptr) {
-    scale = *static_cast<const A*>(params.device_gradient_scale) * static_cast<A>(params.expected_grad_output);
-  }
+__device__ __forceinline__ A common_scale(const CrossEntropyParams& params) {
+  return params.device_gradient_scale != nullptr ? *static_cast<const A*>(params.device_gradient_scale)
+                                                 : static_cast<A>(params.gradient_scale);
+}
+// In the forward, whose gradient is that of the reduced loss.
+template <class A>
+__device__ __forceinline__ A forward_scale(const CrossEntropyParams& params) {
   const A* grad_output = static_cast<const A*>(params.grad_output);
-  return grad_output != nullptr ? scale * grad_output[position * params.grad_output_stride] : scale;
+  return common_scale<A>(params) *
+         (grad_output != nullptr ? *grad_output : static_cast<A>(params.expected_grad_output));
+}
+template <class A>
+__device__ __forceinline__ A backward_scale(const CrossEntropyParams& params, int64_t position) {
+  return common_scale<A>(params) * static_cast<const A*>(params.grad_output)[position * params.grad_output_stride];
 }
 
 // log S: where the target is the largest, S' says it more exactly, see Note [Confident rows].
@@ -295,11 +302,11 @@ __device__ __forceinline__ RowStatistics<A> read_row(const CrossEntropyParams& p
   return statistics;
 }
 
-// Whether a gradient that was computed for grad_output = 1 is to be left as it is.
+// Whether a gradient that is there already was prepared for this grad_output.
 template <class A>
-__device__ __forceinline__ bool is_scaled_already(const CrossEntropyParams& params) {
+__device__ __forceinline__ bool is_prepared(const CrossEntropyParams& params) {
   return params.mode == CrossEntropyMode::LossAndGradient && params.grad_output != nullptr &&
-         *static_cast<const A*>(params.grad_output) == A(1);
+         *static_cast<const A*>(params.grad_output) == static_cast<A>(params.expected_grad_output);
 }
 
 }  // namespace

@@ -283,18 +283,15 @@ __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
                                     const __grid_constant__ UniformMass<Accumulation<T>> uniform, const int num_kept,
                                     const __grid_constant__ Terms terms) {
   using A = Accumulation<T>;
-  if (is_scaled_already<A>(params)) return;
+  if (is_prepared<A>(params)) return;
   const KeptPackets<T, kKeepsPackets<kThreads>> kept(num_kept);
+  const A scale = params.mode != CrossEntropyMode::Loss ? forward_scale<A>(params) : A(0);
   double block_loss = 0;
   const auto do_row = [&](int64_t position, bool exists, int thread) {
     const SweptRow<T, kDense, Terms> row(params, uniform, terms, position, exists);
     const bool with_mass = kDense || uniform.exists;
     RowTarget<A> target;
-    A scale = 0;
-    if (exists) {
-      target = read_target<A>(params, position);
-      if (params.mode != CrossEntropyMode::Loss) scale = row_scale<A>(params, position);
-    }
+    if (exists) target = read_target<A>(params, position);
     const A target_unit = target.target_class >= 0 ? row.unit(target.target_class) : A(0);
     RowStatistics<A> statistics = row.template statistics<kThreads>(thread, kept, target.target_class);
     statistics.raise(max_of_group<kThreads>(statistics.max), terms);
@@ -333,7 +330,7 @@ __global__ void __launch_bounds__(kSweepBlockThreads<kThreads>,
     if (exists) {
       target = read_target<A>(params, position);
       statistics = read_row<A>(params, position);
-      scale = row_scale<A>(params, position);
+      scale = backward_scale<A>(params, position);
     }
     // With terms every thread needs the target's, which one of them may soon write over.
     const bool reads_target =

@@ -148,17 +148,36 @@ __device__ __forceinline__ void store_elements(U* address, int count, bool align
   }
 }
 
-template <class A>
-__device__ __forceinline__ A read_broadcast(const BroadcastOperand& operand, int64_t offset) {
+// kCount elements of a broadcast operand with a stride: whole packets where they lie in such.
+template <int kCount, class A, class U>
+__device__ __forceinline__ void read_strided(const U* address, int64_t stride, A (&values)[kCount]) {
+  constexpr int kElements = kPacketElements<U>;
+  if constexpr (kCount % kElements == 0) {
+    if (stride == 1 && elements_past_alignment(address) == 0) {
+#pragma unroll
+      for (int first = 0; first < kCount; first += kElements) {
+        const Packet<U> packet = load_packet(address + first, Reuse::Soon);
+#pragma unroll
+        for (int k = 0; k < kElements; ++k) values[first + k] = static_cast<A>(packet.at(k));
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) values[k] = static_cast<A>(to_accumulation(address[k * stride]));
+}
+template <int kCount, class A>
+__device__ __forceinline__ void read_broadcast(const BroadcastOperand& operand, int64_t offset, int64_t stride,
+                                               A (&values)[kCount]) {
   switch (operand.dtype) {
     case DType::Float32:
-      return static_cast<A>(static_cast<const float*>(operand.data)[offset]);
+      return read_strided(static_cast<const float*>(operand.data) + offset, stride, values);
     case DType::Float64:
-      return static_cast<A>(static_cast<const double*>(operand.data)[offset]);
+      return read_strided(static_cast<const double*>(operand.data) + offset, stride, values);
     case DType::BFloat16:
-      return static_cast<A>(to_accumulation(static_cast<const BFloat16*>(operand.data)[offset]));
+      return read_strided(static_cast<const BFloat16*>(operand.data) + offset, stride, values);
     case DType::Float16:
-      return static_cast<A>(to_accumulation(static_cast<const Float16*>(operand.data)[offset]));
+      return read_strided(static_cast<const Float16*>(operand.data) + offset, stride, values);
   }
   __builtin_unreachable();
 }
@@ -184,7 +203,7 @@ __device__ __forceinline__ void load_broadcast(const BroadcastOperand& operand, 
 #pragma unroll
   for (int dim = kMaxBroadcastDims - 1; dim >= 0; --dim) {
     if (dim >= operand.num_dims) continue;
-    coordinates[dim] = divide(first, operand.sizes[dim]);
+    coordinates[dim] = dim == 0 ? first : divide(first, operand.sizes[dim]);
     offset += coordinates[dim] * operand.strides[dim];
     if (dim + 1 == operand.num_dims) {
       rest_of_last = operand.sizes[dim] - coordinates[dim];
@@ -192,15 +211,16 @@ __device__ __forceinline__ void load_broadcast(const BroadcastOperand& operand, 
     }
   }
   if (rest_of_last >= kCount && count == kCount) {
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) values[k] = read_broadcast<A>(operand, offset + k * last_stride);
+    read_broadcast(operand, offset, last_stride, values);
     return;
   }
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
     values[k] = A(1);
     if (k >= count) continue;
-    values[k] = read_broadcast<A>(operand, offset);
+    A value[1];
+    read_broadcast(operand, offset, 0, value);
+    values[k] = value[0];
     // The next element's coordinates, as an odometer counts.
     bool carries = true;
 #pragma unroll
@@ -235,8 +255,9 @@ __global__ void __launch_bounds__(kElementwiseThreads,
   A scale = static_cast<A>(params.gradient_scale);
   if (params.device_grad_output != nullptr) {
     const A grad_output = static_cast<A>(to_accumulation(*static_cast<const U*>(params.device_grad_output)));
-    if (params.mode == ElementwiseMode::LossAndGradient && grad_output == A(1)) return;  // it is scaled already
-    scale = static_cast<A>(params.gradient_scale * static_cast<double>(grad_output));    // rounded once, as on the host
+    const bool is_there = params.mode == ElementwiseMode::LossAndGradient;
+    if (is_there && grad_output == static_cast<A>(params.prepared_for)) return;
+    scale = static_cast<A>(params.gradient_scale * static_cast<double>(grad_output));  // rounded once, as on the host
   }
   const T* inputs = static_cast<const T*>(params.input);
   const U* targets = static_cast<const U*>(params.target);

@@ -83,12 +83,14 @@ struct CrossEntropyOperators<Call, CrossEntropyOptions(Options...)> {
     call.run();
   }
 
-  // A gradient that a forward made for 1, for another grad_output.
-  static void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, const Tensor& logits,
-                               const Tensor& target, const std::optional<Tensor>& class_weight, Options... options) {
+  // A gradient that a forward prepared, for another grad_output.
+  static void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, double prepared_for,
+                               const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
+                               Options... options) {
     Call call(logits, target, class_weight, CrossEntropyOptions::of(options...), true);
     call.set_grad_output(grad_output);
     call.set_gradient(gradient);
+    call.params.expected_grad_output = prepared_for;
     call.params.mode = CrossEntropyMode::LossAndGradient;
     call.run();
   }

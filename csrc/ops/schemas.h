@@ -96,17 +96,18 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       "sigmoid_focal_loss_backward(Tensor grad_output, Tensor logits, Tensor target, float alpha, float gamma, "
       "int reduction) -> Tensor");
   // What a device that the host does not wait for needs besides. `*_rescale_gradient`: `gradient` is that of this call
-  // for grad_output = 1; it becomes that of the given one, rounded once. `scale_gradient`: the plain product.
+  // for grad_output = `prepared_for`; it becomes that of the given one, rounded once. `scale_gradient`: the plain
+  // product.
   library.def(
-      "cross_entropy_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, Tensor logits, Tensor target, "
-      "Tensor? class_weight, int reduction, int ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
-      ") -> ()");
+      "cross_entropy_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, float prepared_for, Tensor logits, "
+      "Tensor target, Tensor? class_weight, int reduction, int ignore_index, float label_smoothing, bool "
+      "promote" TERMS_OF_A_ROW ") -> ()");
   library.def(
-      "binary_cross_entropy_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, Tensor input, Tensor target, "
-      "Tensor? weight, int reduction) -> ()");
+      "binary_cross_entropy_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, float prepared_for, "
+      "Tensor input, Tensor target, Tensor? weight, int reduction) -> ()");
   library.def(
-      "binary_cross_entropy_with_logits_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, Tensor logits, "
-      "Tensor target, Tensor? weight, Tensor? pos_weight, int reduction) -> ()");
+      "binary_cross_entropy_with_logits_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, "
+      "float prepared_for, Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction) -> ()");
   library.def("scale_gradient(Tensor(a!) gradient, Tensor grad_output) -> ()");
   library.def("elementary_function(Tensor input, int function) -> Tensor");
 }

@@ -10,9 +10,9 @@ once. Only where the input was modified since, which torch allows here, is the o
 have lost too much to be (65536 is the scale of a loss there), and torch's error of a modified tensor is raised.
 
 Note [Gradient on a device]
-On a GPU the host does not know ``grad_output`` and must not wait for it: the gradient is that for 1, and the device
-computes it anew in its place unless ``grad_output`` is 1. It waits in one case alone, to know whether to raise: that of
-float16 and a modified input.
+On a GPU the host does not know ``grad_output`` and must not wait for it: the device computes the gradient anew in its
+place unless ``grad_output`` is the expected one, which is that of an earlier step (Note [Told by the device]). It waits
+in one case alone, to know whether to raise: that of float16 and a modified input.
 
 Note [Watched backwards]
 A backward that is itself differentiated (``create_graph``, forward mode), transformed, batched, traced or watched by a
@@ -31,7 +31,8 @@ from .. import _ops
 from ..operators.class_axis import accumulation_dtype
 from ..operators.registration import MEAN, SUM
 from ..routing import is_watched
-from .scale_history import FOR_ONE
+from . import placement
+from .scale_history import FOR_ONE, DeviceExpectation
 
 _LOST_IN_SCALING = frozenset({torch.float16})  # gradients of this type have subnormal numbers where a loss is scaled
 
@@ -83,24 +84,21 @@ def dense(grad_output: Tensor) -> Tensor:
     return grad_output if grad_output.layout is torch.strided else grad_output.to_dense()
 
 
-def is_on_host(tensor: Tensor) -> bool:
-    """Whether the host can look at the tensor's values without waiting for a device."""
-    return tensor.is_cpu
-
-
 def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[..., None]) -> Tensor | None:
     """The gradient that the forward computed, if it is the one for ``grad_output``; nothing where it must be computed.
 
     Args:
         ctx: the Function's context, with the gradient or ``None``.
         grad_output: of the scalar loss.
-        rescale: ``rescale(grad_output, gradient, *saved_tensors)`` computes the gradient anew in its place; see Note
-            [Gradient on a device].
+        rescale: ``rescale(grad_output, gradient, expected, *saved_tensors)`` computes the gradient anew in its place;
+            see Note [Gradient on a device].
     """
     gradient: Tensor | None = ctx.gradient
     if gradient is None and ctx.expectation is FOR_ONE:
         return None  # and nobody wants to know grad_output
-    if not is_on_host(grad_output):
+    if not placement.is_on_host(grad_output):
+        if isinstance(ctx.expectation, DeviceExpectation):
+            ctx.expectation.observe_on_device(grad_output)
         return None if gradient is None else _take_on_device(ctx, gradient, grad_output, rescale)
     scale = grad_output.item()
     ctx.expectation.observe(scale)
@@ -124,12 +122,13 @@ def _take_on_device(ctx: Any, gradient: Tensor, grad_output: Tensor, rescale: Ca
     else:
         ctx.gradient = None
     saved = _saved_intact(ctx)
-    if saved is None and gradient.dtype in _LOST_IN_SCALING and grad_output.item() != 1:
+    if saved is None and gradient.dtype in _LOST_IN_SCALING and grad_output.item() != ctx.expected:
         saved = ctx.saved_tensors  # raises
     if saved is not None:
-        rescale(grad_output, gradient, *saved)
+        rescale(grad_output, gradient, ctx.expected, *saved)
     else:
-        _ops.scale_gradient(gradient, grad_output)
+        ctx.expectation.observe_modified_input()
+        _ops.scale_gradient(gradient, grad_output.to(accumulation_dtype(gradient.dtype)) / ctx.expected)
     return gradient
 
 

@@ -68,8 +68,8 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
         return gradient, None, None, None
 
 
-def _rescale(reduction: int, grad_output: Tensor, gradient: Tensor, *saved: Tensor | None) -> None:
-    _ops.binary_cross_entropy_rescale_gradient(grad_output, gradient, *saved, reduction)
+def _rescale(reduction: int, grad_output: Tensor, gradient: Tensor, prepared_for: float, *saved: Tensor | None) -> None:
+    _ops.binary_cross_entropy_rescale_gradient(grad_output, gradient, prepared_for, *saved, reduction)
 
 
 _apply = eager_apply(BinaryCrossEntropyFunction)

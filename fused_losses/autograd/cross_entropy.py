@@ -138,12 +138,13 @@ def _rescale(
     options: tuple[Any, ...],
     grad_output: Tensor,
     gradient: Tensor,
+    prepared_for: float,
     _statistics: None,
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
 ) -> None:
-    _ops.cross_entropy_rescale_gradient(grad_output, gradient, logits, target, class_weight, *options)
+    _ops.cross_entropy_rescale_gradient(grad_output, gradient, prepared_for, logits, target, class_weight, *options)
 
 
 _apply = eager_apply(CrossEntropyFunction)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
-from . import backward
+from . import placement
 from .linear_products import add_product, logits_into, product_dtype, product_over_operand
 
 __all__ = ["Chunk", "LinearChunks", "LinearGradients", "rows_in_gradient", "rows_of_chunk"]
@@ -137,7 +137,7 @@ class LinearChunks:
         self.input, self.weight, self.kept = input, weight, kept
         self.dtype = accumulation_dtype(input.dtype)
         self.product_dtype = product_dtype(input, input.shape[0] * weight.numel())
-        self._on_host = backward.is_on_host(input)
+        self._on_host = placement.is_on_host(input)
         self._bias = None if bias is None else bias.to(self.product_dtype)
         self._shape = shape
         self.num_rows = input.shape[0] if kept is None else kept.shape[0]  # that count

@@ -41,7 +41,7 @@ from ..operators.linear_cross_entropy import (
 from ..operators.registration import MEAN, NONE
 from ..operators.row_terms import RowTerms
 from ..routing import is_watched, records_graph
-from . import backward
+from . import placement
 from .backward import dense, is_batched, keeps_graph
 from .eager import eager_apply, saves_through_hooks, smoothed_target
 from .linear_chunks import Chunk, LinearChunks, LinearGradients
@@ -139,7 +139,7 @@ class LinearProblem:
         """The reduced loss, its gradients in the type of their sums, and what they are still to be multiplied by."""
         denominator = self.denominator()
         total = torch.zeros((), dtype=torch.float64, device=self.target.device)
-        if backward.is_on_host(self.target):
+        if placement.is_on_host(self.target):
             scale, factor = (1.0 / float(denominator) if denominator else math.inf), None
         else:
             scale = _GRADIENT_UNITS.get(self.chunks.product_dtype, 1.0)
@@ -196,7 +196,7 @@ class LinearProblem:
 
 def _check_class_indices(target: Tensor, counts: Tensor, options: LinearLossOptions) -> None:
     """On a GPU the kernels stop at a bad one."""
-    if not backward.is_on_host(target):
+    if not placement.is_on_host(target):
         return
     bad = counts & ~is_class(target, options.num_classes)
     if bad.any():

@@ -16,7 +16,7 @@ from ..operators.class_axis import accumulation_dtype
 from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off, empty_gradients
 from ..operators.registration import NONE
 from ..routing import records_graph
-from . import backward
+from . import placement
 from .first_derivative import first_derivative_only
 from .linear_cross_entropy import LinearProblem
 from .linear_recomputed import recomputed_linear_cross_entropy
@@ -28,7 +28,7 @@ _FEWEST_ROUNDED = 1 << 20  # elements of the weight
 
 
 def _held_dtype(input: Tensor, weight: Tensor) -> torch.dtype:
-    is_rounded = backward.is_on_host(input) and input.dtype == torch.bfloat16 and weight.numel() >= _FEWEST_ROUNDED
+    is_rounded = placement.is_on_host(input) and input.dtype == torch.bfloat16 and weight.numel() >= _FEWEST_ROUNDED
     return input.dtype if is_rounded else accumulation_dtype(input.dtype)
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
-from . import backward
+from . import placement
 
 __all__ = ["add_product", "has_instructions_for", "logits_into", "product_dtype", "product_over_operand"]
 
@@ -45,7 +45,7 @@ def has_instructions_for(dtype: torch.dtype) -> bool:
 
 def product_dtype(tensor: Tensor, num_multiplications: int) -> torch.dtype:
     """In which the products of the layer take their matrices."""
-    if not backward.is_on_host(tensor):
+    if not placement.is_on_host(tensor):
         return tensor.dtype
     keeps = num_multiplications >= _FEWEST_MULTIPLICATIONS and has_instructions_for(tensor.dtype)
     return tensor.dtype if keeps else accumulation_dtype(tensor.dtype)
@@ -53,7 +53,7 @@ def product_dtype(tensor: Tensor, num_multiplications: int) -> torch.dtype:
 
 def _stands_for_a_gpu(tensor: Tensor) -> bool:
     """A test's: its products are in the type of computation."""
-    return tensor.is_cpu and not backward.is_on_host(tensor)
+    return tensor.is_cpu and not placement.is_on_host(tensor)
 
 
 def logits_into(out: Tensor, bias: Tensor | None, rows: Tensor, weight: Tensor) -> None:

@@ -8,6 +8,12 @@ with every step a prepared gradient is lost work: the forward then leaves statis
 expected decides which of two ways is taken; the bits of the result are the same on both, and on the way back from a
 wrong guess. Small losses are always prepared for 1: there a wrong guess costs next to nothing. A large one whose logits
 were modified between forward and backward, which only a prepared gradient survives, is always prepared from then on.
+
+Note [Told by the device]
+Of a ``grad_output`` on a GPU the host learns without waiting: the device copies it to pinned memory when it comes to
+it, and a later forward finds it there. How late that is decides about the way alone, as everything here does. As every
+copy stands in the device's queue, it is asked until it has told four, and then in one backward of 17: a prime number,
+so that of losses that take turns each comes up.
 """
 
 from __future__ import annotations
@@ -15,11 +21,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from . import placement
 
 __all__ = ["FOR_ONE", "Expectation", "expectation_of"]
 
 _SMALL_ELEMENTS = 1 << 16
+_SMALL_ELEMENTS_ON_DEVICE = 1 << 22  # a sweep over them is hardly longer than the copy of grad_output
+_FIRST_ANSWERS = 4
+_BACKWARDS_BETWEEN_QUESTIONS = 17
 _MOST_LOSSES = 256  # that are remembered; a program has a few
 
 
@@ -58,6 +70,38 @@ class Expectation:
             self._changes = 2
 
 
+class DeviceExpectation(Expectation):
+    """See Note [Told by the device]."""
+
+    __slots__ = ("_answers", "_backwards", "_told")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._answers = 0
+        self._backwards = 0
+        self._told: Tensor | None = None  # pinned; not a number where there is nothing new
+
+    @property
+    def grad_output(self) -> float | None:
+        told = self._told
+        if told is not None and not math.isnan(value := told.item()):
+            told.fill_(math.nan)
+            self._answers += 1
+            self.observe(value)
+        return super().grad_output
+
+    def observe_on_device(self, grad_output: Tensor) -> None:
+        """Lets the device tell its value when it comes to it."""
+        self._backwards += 1
+        if self._answers >= _FIRST_ANSWERS and self._backwards % _BACKWARDS_BETWEEN_QUESTIONS:
+            return
+        if grad_output.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        if self._told is None or self._told.dtype != grad_output.dtype:
+            self._told = torch.full((), math.nan, dtype=grad_output.dtype, pin_memory=grad_output.is_cuda)
+        self._told.copy_(grad_output, non_blocking=True)
+
+
 FOR_ONE = Expectation(remembers=False)
 _expectations: dict[Any, Expectation] = {}
 
@@ -65,15 +109,15 @@ _expectations: dict[Any, Expectation] = {}
 def expectation_of(input: Tensor, reduction: int, kind: str) -> Expectation:
     """What is expected of the backward of this loss.
 
-    Nothing is remembered of an unreduced loss, which has no one ``grad_output``, nor of any on a GPU, where the host
-    never learns it.
+    Nothing is remembered of an unreduced loss, which has no one ``grad_output``.
     """
-    if reduction == 0 or input.numel() < _SMALL_ELEMENTS or not input.is_cpu:
+    on_host = placement.is_on_host(input)
+    if reduction == 0 or input.numel() < (_SMALL_ELEMENTS if on_host else _SMALL_ELEMENTS_ON_DEVICE):
         return FOR_ONE
-    key = (kind, reduction, input.dtype, input.shape[1:] if input.dim() > 1 else ())
+    key = (kind, reduction, input.dtype, input.device, input.shape[1:] if input.dim() > 1 else ())
     expectation = _expectations.get(key)
     if expectation is None:
         if len(_expectations) >= _MOST_LOSSES:
             _expectations.clear()
-        expectation = _expectations[key] = Expectation()
+        expectation = _expectations[key] = Expectation() if on_host else DeviceExpectation()
     return expectation

@@ -138,3 +138,81 @@ def test_logits_overwritten_before_the_backward_of_a_large_loss():
         value.backward()
         few_roundings = 4 * torch.finfo(torch.float32).eps
         torch.testing.assert_close(leaf.grad, expected * (scale / 0.37), rtol=few_roundings, atol=1e-12)
+
+
+# On a device, which tells the host later what it was asked for.
+
+
+@pytest.fixture
+def no_loss_is_small(monkeypatch):
+    monkeypatch.setattr(scale_history, "_SMALL_ELEMENTS", 0)
+    monkeypatch.setattr(scale_history, "_SMALL_ELEMENTS_ON_DEVICE", 0)
+
+
+def wait_for(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_the_bits_do_not_depend_on_what_a_device_has_told(loss, reduction, dtype, device, no_loss_is_small):
+    long = [(4, 150_000), (300, 10_000)] if device == "cuda" else []
+    for shape in [(3, 300), (2, 4500), (70, 10), (2, 21, 5, 3), *long]:
+        input, target = sample(loss, shape, dtype, device)
+        gradients = {}
+        for name, scales in HISTORIES.items():
+            scale_history._expectations.clear()
+            for scale in scales:
+                scaled_gradient(loss, input, target, scale, reduction=reduction)
+                wait_for(device)
+            gradients[name] = scaled_gradient(loss, input, target, 0.37, reduction=reduction)
+        for name, gradient in gradients.items():
+            assert torch.equal(gradient, gradients["nothing before"]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, BINARY_CROSS_ENTROPY_WITH_LOGITS], ids=repr)
+def test_what_a_device_tells_is_expected(loss, dtype, device, no_loss_is_small):
+    input, target = sample(loss, (9, 100), dtype, device)
+
+    def expected_after(scale):
+        scaled_gradient(loss, input, target, scale)
+        wait_for(device)
+        (expectation,) = scale_history._expectations.values()
+        return expectation.grad_output
+
+    assert [expected_after(scale) for scale in (0.25, 0.25, 0.5, 0.75)] == [0.25, 0.25, 0.5, None]
+
+
+def test_a_device_is_asked_until_it_has_told_and_then_at_times(device):
+    expectation = scale_history.DeviceExpectation()
+    grad_output = torch.ones((), device=device)
+    for _ in range(10):  # a host that runs ahead reads one answer to them all
+        expectation.observe_on_device(grad_output)
+    wait_for(device)
+    assert expectation.grad_output == 1
+    asked = 1
+    for _ in range(100):
+        expectation.observe_on_device(grad_output)
+        wait_for(device)
+        asked += not expectation._told.isnan()
+        assert expectation.grad_output == 1
+        assert expectation._told.isnan()
+    assert asked == 4 + (10 + 100) // 17
+
+
+def test_logits_overwritten_on_a_device(device, no_loss_is_small):
+    """As on the host: what was prepared is multiplied, by what is missing."""
+    logits, target = sample(CROSS_ENTROPY, (9, 100), device=device)
+    expected = scaled_gradient(CROSS_ENTROPY, logits, target, 0.37)
+    for scale in (0.37, 5.0, 2.0, 3.0):
+        wait_for(device)
+        leaf = logits.clone().requires_grad_()
+        value = CROSS_ENTROPY.ours(leaf, target) * scale
+        with torch.no_grad():
+            leaf.fill_(3)
+        value.backward()
+        few_roundings = 4 * torch.finfo(torch.float32).eps
+        torch.testing.assert_close(leaf.grad, expected * (scale / 0.37), rtol=few_roundings, atol=1e-12)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from compiled_graphs import check_compiled
 
 import fused_losses
-from fused_losses.autograd import backward, linear_chunks
+from fused_losses.autograd import linear_chunks, placement
 from fused_losses.functional import linear_cross_entropy, linear_token_statistics, token_statistics
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -104,7 +104,7 @@ def test_every_option(device, dtype, reduction, by_probability, options):
     ours = outcome(linear_cross_entropy, leaves, target, grad_output, reduction=reduction, **options)
     options = {name: in_float64(value) for name, value in options.items()}
     leaves = [in_float64(leaf) for leaf in leaves]
-    if dtype.itemsize == 2 and not backward.is_on_host(target):
+    if dtype.itemsize == 2 and not placement.is_on_host(target):
         options["rounded_to"] = dtype
     exact = outcome(by_torch, leaves, in_float64(target), in_float64(grad_output), reduction=reduction, **options)
     roundings = 4 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 32 * torch.finfo(dtype).eps
@@ -167,7 +167,7 @@ def test_probabilities_of_a_vocabulary_are_no_subnormal_float16_numbers(device):
 def test_the_host_waits_for_nothing_but_the_number_of_rows(device, monkeypatch):
     leaves, target = problem(device)
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    if backward.is_on_host(leaves[0]):
+    if placement.is_on_host(leaves[0]):
         pytest.skip("the host has the tensors itself")
 
     def wait(tensor):

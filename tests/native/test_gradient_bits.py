@@ -143,16 +143,19 @@ FOCAL_TERMS = ((1.0, 0.0, 0.0, 1.5), (1.4, 3.0, 1e-2, 0.5))
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("device", ["emulated"], indirect=True)
 def test_rescaling_cross_entropy(device: str, dtype: torch.dtype, kind: str) -> None:
-    """What a GPU does with the gradient that its forward made for 1."""
+    """What a GPU does with the gradient that its forward made: anew for another grad_output, nothing for the same."""
     for shape in EMULATED_SHAPES:
         *operands, smoothing = cross_entropy_problem(shape, dtype, kind)
         takes_focal_terms = smoothing == 0 and not operands[1].is_floating_point()
         for terms in TERMS + (FOCAL_TERMS if takes_focal_terms else ()):
             options = (MEAN, -100, smoothing, False, *terms)
             _, rescaled = _ops.cross_entropy_with_gradient(*operands, 1.0, *options)
-            _ops.cross_entropy_rescale_gradient(scalar(SCALE, dtype), rescaled, *operands, *options)
+            _ops.cross_entropy_rescale_gradient(scalar(SCALE, dtype), rescaled, 1.0, *operands, *options)
             _, gradient = _ops.cross_entropy_with_gradient(*operands, SCALE, *options)
             assert torch.equal(gradient, rescaled)
+            prepared = rescaled.fill_(7)
+            _ops.cross_entropy_rescale_gradient(scalar(SCALE, dtype), prepared, SCALE, *operands, *options)
+            assert (prepared == 7).all()
 
 
 @pytest.mark.parametrize("dtypes", elementwise_dtypes(), ids=str)
@@ -163,6 +166,10 @@ def test_rescaling_binary(device: str, name: str, dtypes: tuple[torch.dtype, tor
     input, *pos_weight = (values.to(dtype) for values in ELEMENTWISE[name]((7, 301)))
     arguments = (input, torch.rand(7, 301).to(target_dtype), None, *pos_weight, MEAN)
     _, rescaled = getattr(_ops, f"{name}_with_gradient")(*arguments)
-    getattr(_ops, f"{name}_rescale_gradient")(torch.tensor(SCALE, dtype=target_dtype), rescaled, *arguments)
+    rescale = getattr(_ops, f"{name}_rescale_gradient")
+    rescale(torch.tensor(SCALE, dtype=target_dtype), rescaled, 1.0, *arguments)
     _, gradient = getattr(_ops, f"{name}_with_gradient")(*arguments, SCALE)
     assert torch.equal(gradient, rescaled)
+    prepared = rescaled.fill_(7)
+    rescale(torch.tensor(SCALE, dtype=target_dtype), prepared, SCALE, *arguments)
+    assert (prepared == 7).all()

@@ -9,10 +9,10 @@ struct Call : ElementwiseCall {
       : ElementwiseCall(binary_cross_entropy, operands, reduction) {}
 };
 
-void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, const Tensor& input, const Tensor& target,
-                      const std::optional<Tensor>& weight, int64_t reduction) {
-  rescale_elementwise_gradient<Call>(
-      grad_output, gradient, {input, target, weight, BinaryCrossEntropyOperators<Call>::kNoPosWeight}, reduction);
+void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, double prepared_for, const Tensor& input,
+                      const Tensor& target, const std::optional<Tensor>& weight, int64_t reduction) {
+  const ElementwiseOperands operands{input, target, weight, BinaryCrossEntropyOperators<Call>::kNoPosWeight};
+  rescale_elementwise_gradient<Call>(grad_output, gradient, prepared_for, operands, reduction);
 }
 
 }  // namespace

@@ -9,9 +9,11 @@ struct Call : ElementwiseCall {
       : ElementwiseCall(binary_cross_entropy_with_logits, operands, reduction) {}
 };
 
-void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, const Tensor& logits, const Tensor& target,
-                      const std::optional<Tensor>& weight, const std::optional<Tensor>& pos_weight, int64_t reduction) {
-  rescale_elementwise_gradient<Call>(grad_output, gradient, {logits, target, weight, pos_weight}, reduction);
+void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, double prepared_for, const Tensor& logits,
+                      const Tensor& target, const std::optional<Tensor>& weight,
+                      const std::optional<Tensor>& pos_weight, int64_t reduction) {
+  rescale_elementwise_gradient<Call>(grad_output, gradient, prepared_for, {logits, target, weight, pos_weight},
+                                     reduction);
 }
 
 }  // namespace

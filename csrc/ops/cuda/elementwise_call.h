@@ -57,13 +57,14 @@ class ElementwiseCall : public ElementwiseProblem {
   std::optional<Tensor> common_grad_output_;
 };
 
-// Computes `gradient` anew for this grad_output, on the device and only where that is not 1.
+// Computes `gradient` anew for this grad_output, on the device and only where it was prepared for another.
 template <class Call>
-void rescale_elementwise_gradient(const Tensor& grad_output, const Tensor& gradient,
+void rescale_elementwise_gradient(const Tensor& grad_output, const Tensor& gradient, double prepared_for,
                                   const ElementwiseOperands& operands, int64_t reduction) {
   Call call(operands, reduction);
   call.use_grad_output(grad_output);
   call.set_gradient(gradient);
+  call.params.prepared_for = prepared_for;
   call.params.mode = ElementwiseMode::LossAndGradient;
   call.run();
 }
