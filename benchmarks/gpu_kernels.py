@@ -23,7 +23,8 @@ from rich.console import Console
 from torch import Tensor
 
 import fused_losses.functional
-from benchmarks.cases import Case, Dtype
+from benchmarks.cases import Case, Dtype, Scale
+from benchmarks.contenders import scaled
 from benchmarks.cuda_device import why_unusable
 from benchmarks.floor import bytes_moved
 from benchmarks.inputs import Inputs, build
@@ -34,6 +35,7 @@ CLASSES = (
     *(2, 3, 10, 21, 64, 100, 128, 255, 256, 512, 1000, 1024, 2048, 4096, 8192, 16384, 32000, 32768),
     *(50257, 65536, 128256, 151936, 256000),
 )
+SCALES: tuple[Scale, ...] = ("constant", "changing")
 LOGITS_BYTES = 2**29
 MIN_CLASSES_OF_PEERS = 1000  # liger-kernel has a program a row: with fewer it takes seconds
 CALLS, SAMPLES = 4, 5
@@ -53,6 +55,9 @@ def cases() -> Iterator[Case]:
             yield Case("cross_entropy", (rows, classes), dtype, label_smoothing=0.1)
             yield Case("cross_entropy", (rows, classes), dtype, label_smoothing=0.1, class_weight=True)
             yield Case("cross_entropy", (rows, classes), dtype, probability_target=True)
+        for scale in SCALES:  # whose grad_output the host does not know
+            yield Case("cross_entropy", (LOGITS_BYTES // (32000 * size), 32000), dtype, scale=scale)
+            yield Case("binary_cross_entropy_with_logits", (LOGITS_BYTES // size,), dtype, scale=scale)
         for classes, side in ((19, 1024), (21, 256), (21, 512), (150, 512)):
             batch = max(1, LOGITS_BYTES // (classes * side * side * size)) if side > 256 else 8
             yield Case("cross_entropy", (batch, classes, side, side), dtype)
@@ -88,7 +93,7 @@ def contenders(case: Case) -> dict[str, Callable[..., Tensor]]:
             continue
         with suppress(ImportError):
             functions[peer.name] = peer.load()
-    return functions
+    return {name: scaled(function, case.scale) for name, function in functions.items()}
 
 
 def step(loss_of: Callable[..., Tensor], inputs: Inputs) -> None:
