@@ -7,15 +7,6 @@ namespace fused_losses::cpu {
 namespace {
 
 // Sweep::run<T, Mass>(params, block_begin, block_end) is one way through memory.
-template <class Sweep, class T, class U>
-void by_probability(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
-  if (params.target.class_weight != nullptr) {
-    Sweep::template run<T, ProbabilityMass<U, true>>(params, block_begin, block_end);
-  } else {
-    Sweep::template run<T, ProbabilityMass<U, false>>(params, block_begin, block_end);
-  }
-}
-
 template <class Sweep, class T>
 void by_target(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
   using A = Accumulation<T>;
@@ -28,9 +19,11 @@ void by_target(const CrossEntropyParams& params, int64_t block_begin, int64_t bl
       }
       return Sweep::template run<T, UniformMass<A>>(params, block_begin, block_end);
     case TargetKind::Probability:
-      if (params.probability_dtype == params.dtype) return by_probability<Sweep, T, T>(params, block_begin, block_end);
+      if (params.probability_dtype == params.dtype) {
+        return Sweep::template run<T, ProbabilityMass<T>>(params, block_begin, block_end);
+      }
       // 16-bit logits with float32 probabilities, as mixed precision makes them.
-      if constexpr (!kSameType<T, A>) by_probability<Sweep, T, float>(params, block_begin, block_end);
+      if constexpr (!kSameType<T, A>) Sweep::template run<T, ProbabilityMass<float>>(params, block_begin, block_end);
   }
 }
 
