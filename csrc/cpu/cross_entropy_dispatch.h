@@ -14,10 +14,7 @@ void by_target(const CrossEntropyParams& params, int64_t block_begin, int64_t bl
     case TargetKind::Index:
       return Sweep::template run<T, NoMass<A>>(params, block_begin, block_end);
     case TargetKind::SmoothedIndex:
-      if (params.target.class_weight != nullptr) {
-        return Sweep::template run<T, WeightedMass<A>>(params, block_begin, block_end);
-      }
-      return Sweep::template run<T, UniformMass<A>>(params, block_begin, block_end);
+      return Sweep::template run<T, SmoothedMass<A>>(params, block_begin, block_end);
     case TargetKind::Probability:
       if (params.probability_dtype == params.dtype) {
         return Sweep::template run<T, ProbabilityMass<T>>(params, block_begin, block_end);

@@ -46,45 +46,32 @@ struct NoMass {
   Vec<A> of_class(int64_t, Vec<A>) const { return Vec<A>{}; }
 };
 
+// Of label smoothing: the same for every class, times its weight where there are any. The question for the weights,
+// always answered alike, costs less than kernels of its own would take to compile.
 template <class A>
-struct UniformMass {
-  static constexpr bool kDense = true;
-  static constexpr bool kReadsProbability = false;
-  using ProbabilityType = A;
-  A mass;
-  A sum;
-  explicit UniformMass(const CrossEntropyParams& params)
-      : mass(static_cast<A>(params.label_smoothing / static_cast<double>(params.num_classes))),
-        sum(static_cast<A>(params.label_smoothing)) {}
-  void start_row(const CrossEntropyParams&, int64_t) {}
-  A total() const { return sum; }
-  Vec<A> at(int64_t) const { return broadcast(mass); }
-  Vec<A> at(int64_t, int64_t) const { return broadcast(mass); }
-  Vec<A> of_class(int64_t, Vec<A>) const { return broadcast(mass); }
-};
-
-template <class A>
-struct WeightedMass {
+struct SmoothedMass {
   static constexpr bool kDense = true;
   static constexpr bool kReadsProbability = false;
   using ProbabilityType = A;
   const A* weight;
   A mass;
   A sum;
-  explicit WeightedMass(const CrossEntropyParams& params)
+  explicit SmoothedMass(const CrossEntropyParams& params)
       : weight(static_cast<const A*>(params.target.class_weight)),
         mass(static_cast<A>(params.label_smoothing / static_cast<double>(params.num_classes))),
-        sum(static_cast<A>(params.label_smoothing * params.class_weight_sum /
-                           static_cast<double>(params.num_classes))) {}
+        sum(static_cast<A>(weight == nullptr ? params.label_smoothing
+                                             : params.label_smoothing * params.class_weight_sum /
+                                                   static_cast<double>(params.num_classes))) {}
   void start_row(const CrossEntropyParams&, int64_t) {}
   A total() const { return sum; }
-  Vec<A> at(int64_t c) const { return load(weight + c) * mass; }
-  Vec<A> at(int64_t c, int64_t count) const { return load_partial(weight + c, count, A(0)) * mass; }
-  Vec<A> of_class(int64_t c, Vec<A>) const { return broadcast(weight[c] * mass); }
+  Vec<A> at(int64_t c) const { return weight != nullptr ? load(weight + c) * mass : broadcast(mass); }
+  Vec<A> at(int64_t c, int64_t count) const {
+    return weight != nullptr ? load_partial(weight + c, count, A(0)) * mass : broadcast(mass);
+  }
+  Vec<A> of_class(int64_t c, Vec<A>) const { return broadcast(weight != nullptr ? weight[c] * mass : mass); }
 };
 
-// Smoothed probabilities, times the class weights where there are any; its total is a sum over the row. The question
-// for the weights, always answered alike, costs less time than a quarter of all kernels would take to compile.
+// Smoothed probabilities, likewise times the class weights; its total is a sum over the row.
 template <class U>
 struct ProbabilityMass {
   using A = Accumulation<U>;
