@@ -39,7 +39,7 @@ ISSUE_FORMS = $(filter-out %/config.yml,$(wildcard $(FORGE)/ISSUE_TEMPLATE/*.yml
 
 .PHONY: demo demo-distributed test test-all test-rest test-gpu test-integrations docs wheel test-wheel sdist lock sanitizers memcheck bench lint format clean install
 
-demo: install
+demo: $(VENV)/.extra-demo
 	$(VENV)/bin/python -m examples
 
 demo-distributed: install
@@ -48,10 +48,10 @@ demo-distributed: install
 test: install
 	$(PYTEST) --quick $(PYTEST_ARGS)
 
-test-all: install
+test-all: $(VENV)/.extra-demo
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-rest: install
+test-rest: $(VENV)/.extra-demo
 	$(PYTEST) --rest $(PYTEST_ARGS)
 
 test-gpu: install
@@ -142,7 +142,7 @@ $(VENV)/.installed: $(SOURCES)
 	@echo "Installing $(TORCH) into $(VENV)"
 	$(PIP) "$(TORCH)" $(BUILD_TOOLS)
 	@echo "Building the extension (a minute or two)"
-	$(PIP) --editable ".[test,bench,demo]" --no-build-isolation
+	$(PIP) --editable ".[test,bench]" --no-build-isolation
 	@touch $@
 
 # What few need. The package itself is installed already: its extra alone.

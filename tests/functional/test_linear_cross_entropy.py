@@ -676,6 +676,7 @@ def test_errors():
         linear_cross_entropy(input, weight, target, token_weight=torch.ones(3))
 
 
+@pytest.mark.slow
 def test_the_most_that_a_step_holds_is_two_chunks(monkeypatch):
     """Whatever the number of rows: beyond its inputs, its gradients and a few numbers for each row."""
     monkeypatch.undo()

@@ -281,7 +281,7 @@ def test_the_types_of_the_sums(num_rows, lends, weight_dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_bias", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_step_takes_no_memory_beyond_the_gradients(with_bias, reduction):
     """No sum in float32, and all logits in the memory of the weight's gradient, once there is one."""
     from benchmarks.cpu_device import CpuDevice
