@@ -299,11 +299,12 @@ void by_mode(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_
 
 template <class Formula, class T, class U>
 void by_weight(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
-  if (params.weight.data != nullptr || params.pos_weight.data != nullptr) {
-    by_mode<Formula, T, U, true>(params, block_begin, block_end);
-  } else {
-    by_mode<Formula, T, U, false>(params, block_begin, block_end);
+  if constexpr (Formula::kTakesWeights) {
+    if (params.weight.data != nullptr || params.pos_weight.data != nullptr) {
+      return by_mode<Formula, T, U, true>(params, block_begin, block_end);
+    }
   }
+  by_mode<Formula, T, U, false>(params, block_begin, block_end);
 }
 
 // 16-bit inputs come with targets of their own type or, from mixed precision, with float32 targets.
