@@ -172,11 +172,10 @@ class ElementwiseKernel {
       weight_ = weights_.chunk(first, count);
       pos_weight_ = pos_weights_.chunk(first, count);
     }
-    if (kGradient && params_.stream_gradient) return sweep<kLoss, kGradient, true>(first, count);
-    return sweep<kLoss, kGradient, false>(first, count);
+    return sweep<kLoss, kGradient>(first, count);
   }
 
-  template <bool kLoss, bool kGradient, bool kStream>
+  template <bool kLoss, bool kGradient>
   FUSED_LOSSES_FLATTEN double sweep(int64_t first, int64_t count) {
     const T* input = static_cast<const T*>(params_.input) + first;
     const U* target = static_cast<const U*>(params_.target) + first;
@@ -184,6 +183,7 @@ class ElementwiseKernel {
     T* gradient = static_cast<T*>(params_.gradient) + (kGradient ? first : 0);
     const U* grad_output =
         params_.grad_output != nullptr ? static_cast<const U*>(params_.grad_output) + first : nullptr;
+    const bool streams = params_.stream_gradient;
     Vec<A> sum[2] = {};
     // Two registers at a time: the second hides the latencies of the first.
     const auto whole_register = [&](int64_t i, int slot) {
@@ -202,7 +202,7 @@ class ElementwiseKernel {
       if constexpr (kGradient) {
         Vec<A> value = weighted(result.derivative, i) * scale_;
         if (grad_output != nullptr) value *= load(grad_output + i);
-        if constexpr (kStream) {
+        if (streams) {
           stream(gradient + i, value);
         } else {
           store(gradient + i, value);
