@@ -24,7 +24,7 @@ from fused_losses.operators import register_operators
 
 BUILD = ROOT / "build" / "emulated_cuda"
 FLAGS = [
-    *("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
+    *("-std=c++20", "-Og", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
     *("-Wno-unused-parameter", "-Wno-unknown-pragmas"),
     *("-DFUSED_LOSSES_EMULATED", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
     f"-I{EMULATION}",

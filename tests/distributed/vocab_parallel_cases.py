@@ -79,7 +79,7 @@ def options_in_float32(rank: int) -> None:
     check_options(rank, torch.float32)
 
 
-@case_of(2, 4)
+@case_of(4)
 def options_in_float64(rank: int) -> None:
     check_options(rank, torch.float64)
 
@@ -89,7 +89,7 @@ def options_in_bfloat16(rank: int) -> None:
     check_options(rank, torch.bfloat16)
 
 
-@case_of(2, 3)
+@case_of(3)
 def options_in_float16(rank: int) -> None:
     check_options(rank, torch.float16)
 
