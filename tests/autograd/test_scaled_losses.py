@@ -126,11 +126,17 @@ def test_the_memory_of_losses_is_bounded():
     assert len(scale_history._expectations) <= 256
 
 
-def test_logits_overwritten_before_the_backward_of_a_large_loss():
+def wait_for(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def check_overwritten_logits(shape, scales, device="cpu"):
     """The prepared gradient is multiplied where it can no longer be computed, as torch allows."""
-    logits, target = sample(CROSS_ENTROPY, (90, 1000))
+    logits, target = sample(CROSS_ENTROPY, shape, device=device)
     expected = scaled_gradient(CROSS_ENTROPY, logits, target, 0.37)
-    for scale in (1.0, 0.37, 5.0):
+    for scale in scales:
+        wait_for(device)
         leaf = logits.clone().requires_grad_()
         value = CROSS_ENTROPY.ours(leaf, target) * scale
         with torch.no_grad():
@@ -138,6 +144,10 @@ def test_logits_overwritten_before_the_backward_of_a_large_loss():
         value.backward()
         few_roundings = 4 * torch.finfo(torch.float32).eps
         torch.testing.assert_close(leaf.grad, expected * (scale / 0.37), rtol=few_roundings, atol=1e-12)
+
+
+def test_logits_overwritten_before_the_backward_of_a_large_loss():
+    check_overwritten_logits((90, 1000), (1.0, 0.37, 5.0))
 
 
 # On a device, which tells the host later what it was asked for.
@@ -149,11 +159,6 @@ def no_loss_is_small(monkeypatch):
     monkeypatch.setattr(scale_history, "_SMALL_ELEMENTS_ON_DEVICE", 0)
 
 
-def wait_for(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
@@ -161,15 +166,16 @@ def test_the_bits_do_not_depend_on_what_a_device_has_told(loss, reduction, dtype
     long = [(4, 150_000), (300, 10_000)] if device == "cuda" else []
     for shape in [(3, 300), (2, 4500), (70, 10), (2, 21, 5, 3), *long]:
         input, target = sample(loss, shape, dtype, device)
-        gradients = {}
-        for name, scales in HISTORIES.items():
-            scale_history._expectations.clear()
-            for scale in scales:
-                scaled_gradient(loss, input, target, scale, reduction=reduction)
-                wait_for(device)
-            gradients[name] = scaled_gradient(loss, input, target, 0.37, reduction=reduction)
-        for name, gradient in gradients.items():
-            assert torch.equal(gradient, gradients["nothing before"]), name
+        for last in (0.37, 1.0):
+            gradients = {}
+            for name, scales in HISTORIES.items():
+                scale_history._expectations.clear()
+                for scale in scales:
+                    scaled_gradient(loss, input, target, scale, reduction=reduction)
+                    wait_for(device)
+                gradients[name] = scaled_gradient(loss, input, target, last, reduction=reduction)
+            for name, gradient in gradients.items():
+                assert torch.equal(gradient, gradients["nothing before"]), (name, last)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -204,15 +210,4 @@ def test_a_device_is_asked_until_it_has_told_and_then_at_times(device):
 
 
 def test_logits_overwritten_on_a_device(device, no_loss_is_small):
-    """As on the host: what was prepared is multiplied, by what is missing."""
-    logits, target = sample(CROSS_ENTROPY, (9, 100), device=device)
-    expected = scaled_gradient(CROSS_ENTROPY, logits, target, 0.37)
-    for scale in (0.37, 5.0, 2.0, 3.0):
-        wait_for(device)
-        leaf = logits.clone().requires_grad_()
-        value = CROSS_ENTROPY.ours(leaf, target) * scale
-        with torch.no_grad():
-            leaf.fill_(3)
-        value.backward()
-        few_roundings = 4 * torch.finfo(torch.float32).eps
-        torch.testing.assert_close(leaf.grad, expected * (scale / 0.37), rtol=few_roundings, atol=1e-12)
+    check_overwritten_logits((9, 100), (0.37, 5.0, 2.0, 3.0), device)
