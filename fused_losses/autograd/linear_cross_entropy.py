@@ -44,7 +44,8 @@ from ..routing import is_watched, records_graph
 from . import placement
 from .backward import dense, is_batched, keeps_graph
 from .eager import eager_apply, saves_through_hooks, smoothed_target
-from .linear_chunks import Chunk, LinearChunks, LinearGradients
+from .linear_chunks import Chunk, LinearChunks
+from .linear_gradients import LinearGradients
 from .row_losses import RowLoss
 
 __all__ = ["LinearCrossEntropyFunction", "LinearProblem", "computed_gradients", "fused_linear_cross_entropy"]

@@ -15,7 +15,8 @@ from ..operators.linear_cross_entropy import autocast_is_off, composite_statisti
 from ..operators.registration import below_autograd
 from ..routing import is_watched
 from .backward import is_batched
-from .linear_chunks import LinearChunks, LinearGradients
+from .linear_chunks import LinearChunks
+from .linear_gradients import LinearGradients
 
 __all__ = [
     "LinearTokenStatisticsFunction",

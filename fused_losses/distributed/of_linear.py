@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-from ..autograd.linear_chunks import LinearChunks, LinearGradients
+from ..autograd.linear_chunks import LinearChunks
+from ..autograd.linear_gradients import LinearGradients
 from ..operators.class_axis import accumulation_dtype
 from .shard import GradientsOfSums, ShardSums, gradient_of_shard, sums_of_shard
 from .statistics import Statistics, Vocabulary, statistics_of_group

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_losses
 from fused_losses.autograd import linear_chunks
-from fused_losses.autograd.linear_chunks import CHUNK_BYTES, OVERWRITTEN_BYTES, LinearChunks, rows_of_chunk
+from fused_losses.autograd.linear_chunk_sizes import CHUNK_BYTES, OVERWRITTEN_BYTES, rows_of_chunk
+from fused_losses.autograd.linear_chunks import LinearChunks
 from fused_losses.autograd.row_losses import RowLoss
 from fused_losses.functional import linear_cross_entropy, linear_token_statistics
 

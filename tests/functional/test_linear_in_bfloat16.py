@@ -11,7 +11,9 @@ from compiled_graphs import check_compiled
 from test_linear_cross_entropy import EXTRAS, indices, layer, loss_and_gradients, probabilities, reference
 
 from fused_losses.autograd import linear_chunks, linear_operator, linear_products
-from fused_losses.autograd.linear_chunks import LinearChunks, LinearGradients, rows_in_gradient, rows_of_chunk
+from fused_losses.autograd.linear_chunk_sizes import rows_in_gradient, rows_of_chunk
+from fused_losses.autograd.linear_chunks import LinearChunks
+from fused_losses.autograd.linear_gradients import LinearGradients
 from fused_losses.autograd.linear_products import add_product, has_instructions_for, product_dtype, product_over_operand
 from fused_losses.functional import linear_cross_entropy, linear_token_statistics
 

@@ -9,7 +9,9 @@ from test_linear_cross_entropy import check, indices, layer, loss_and_gradients,
 
 import fused_losses
 from fused_losses.autograd import linear_chunks, linear_products
-from fused_losses.autograd.linear_chunks import LinearChunks, LinearGradients, rows_in_gradient
+from fused_losses.autograd.linear_chunk_sizes import rows_in_gradient
+from fused_losses.autograd.linear_chunks import LinearChunks
+from fused_losses.autograd.linear_gradients import LinearGradients
 from fused_losses.autograd.linear_products import product_over_operand
 from fused_losses.functional import linear_cross_entropy
 
