@@ -56,7 +56,8 @@ def rows_of_chunk(num_rows: int, num_logits: int, in_features: int, bytes_per_lo
 
     if not on_host:
         weight_bytes = num_logits * in_features * bytes_per_logit
-        most = max(rows_in(_GPU_CHUNK_BYTES), min(_GPU_FULL_SPEED_ROWS, rows_in(_GPU_MOST_BYTES)), rows_in(weight_bytes))
+        full_speed = min(_GPU_FULL_SPEED_ROWS, rows_in(_GPU_MOST_BYTES))
+        most = max(rows_in(_GPU_CHUNK_BYTES), full_speed, rows_in(weight_bytes))
     else:
         most, overwritten = rows_in(CHUNK_BYTES), rows_in(OVERWRITTEN_BYTES)
         is_one = bytes_per_logit == _ROUNDED_BYTES and num_rows <= overwritten
