@@ -13,15 +13,18 @@ from ..operators.linear_cross_entropy import autocast_is_off
 
 __all__ = ["head_function"]
 
-_ANSWERED = {"log_probs", "entropy", "mean_logits", "is_top1"}
+# What it returns behind the log-probabilities, in this order; None where it is not asked for.
+_OPTIONAL = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
 def head_function(stock: Any) -> Any:
     """What stands for TRL's ``ChunkedLogProbFunction``.
 
     Args:
-        stock: that class. It serves where something else is asked for: the sum of squared probabilities, the mean of
-            capped logits, logits times 0, a weight that DeepSpeed gathers anew for the backward.
+        stock: that class. It serves alone for logits times 0 and a weight that DeepSpeed gathers anew for the backward.
+            Of what has no gradient it computes what the kernels do not, the sum of squared probabilities and the mean
+            of capped logits, beside them: a trainer asks its policy for these, but not the reference, and the two
+            have equal log-probabilities, to the bit, only by one way.
     """
 
     class ChunkedLogProbFunction:
@@ -40,14 +43,9 @@ def head_function(stock: Any) -> Any:
             outputs: Collection[str] = ("log_sum_sq_probs",),
         ) -> Any:
             softcap = final_logit_softcapping
-            if (
-                not _ANSWERED.issuperset(outputs)
-                or ("mean_logits" in outputs and softcap is not None)
-                or logit_scale == 0
-                or hasattr(weight, "ds_id")
-            ):
-                options = (temperature, chunk_size, softcap, logit_scale, outputs)
-                return stock.apply(hidden, weight, bias, targets, *options)
+            layer, options = (hidden, weight, bias), (temperature, chunk_size, softcap, logit_scale)
+            if logit_scale == 0 or hasattr(weight, "ds_id"):
+                return stock.apply(*layer, targets, *options, outputs)
             # TRL caps first, and divides by the temperature then.
             scale = logit_scale / temperature
             statistics = linear_token_statistics(
@@ -58,13 +56,21 @@ def head_function(stock: Any) -> Any:
                 logit_scale=scale,
                 softcap=None if softcap is None else softcap / temperature,
             )
-            asked: dict[str, Callable[[], Tensor]] = {
+            known: dict[str, Callable[[], Tensor]] = {
                 "entropy": lambda: statistics.entropy.float(),
-                "mean_logits": lambda: scale * _mean_logits(hidden.detach(), weight.detach(), bias),
                 "is_top1": lambda: statistics.argmax == targets,
             }
-            entropy, mean_logits, is_top1 = (value() if name in outputs else None for name, value in asked.items())
-            return statistics.log_prob.float(), entropy, None, mean_logits, is_top1
+            if softcap is None:
+                known["mean_logits"] = lambda: scale * _mean_logits(hidden.detach(), weight.detach(), bias)
+            asked = [name for name in _OPTIONAL if name in outputs]
+            values: dict[str, Tensor] = {name: known[name]() for name in asked if name in known}
+            others = tuple(name for name in asked if name not in known)
+            if others:
+                with torch.no_grad():
+                    _, *stock_values = stock.apply(*layer, targets, *options, others)
+                of_stock = dict(zip(_OPTIONAL, stock_values, strict=True))
+                values |= {name: of_stock[name] for name in others}
+            return statistics.log_prob.float(), *(values.get(name) for name in _OPTIONAL)
 
     return ChunkedLogProbFunction
 

@@ -138,8 +138,9 @@ def test_a_head_without_logits(dtype, bias, softcap, outputs):
 @pytest.mark.parametrize("options, kernels", [
     (dict(outputs=("log_probs", "mean_logits")), 1),
     (dict(outputs=("log_probs", "mean_logits"), bias=False), 1),
-    (dict(outputs=("log_probs", "mean_logits"), softcap=2.0), 0),
-    (dict(outputs=("log_probs", "log_sum_sq_probs")), 0),
+    (dict(outputs=("log_probs", "mean_logits"), softcap=2.0), 1),
+    (dict(outputs=("log_probs", "log_sum_sq_probs")), 1),
+    (dict(outputs=("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"), softcap=2.0), 1),
     (dict(outputs=("log_probs", "entropy"), scale=0.0), 0),
     (dict(outputs=("log_probs", "entropy"), weight_dtype=torch.float64), 1),
     (dict(outputs=("log_probs", "entropy", "is_top1", "mean_logits"), rows=0), 0),
@@ -148,6 +149,25 @@ def test_what_else_a_head_is_asked(options, kernels):
     stock, ours, kernels_taken = head_results(torch.float32, **options)
     assert kernels_taken == kernels
     torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-5)
+
+
+@needs_head
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_policy_and_its_equal_reference_are_equal(dtype, softcap):
+    """Whatever a trainer asks the one and not the other for: rewards are their difference."""
+    asked = [("log_probs",), ("log_probs", "entropy", "mean_logits", "is_top1"), ("log_probs", "log_sum_sq_probs")]
+    layer = [torch.randn(shape).to(dtype) for shape in ((300, 16), (41, 16), (41,))]
+    targets = torch.randint(41, (300,))
+    bridge.enable()
+    results = []
+    for outputs in asked:
+        for differentiated in (False, True):
+            leaves = [tensor.clone().requires_grad_(differentiated) for tensor in layer]
+            results.append(
+                utils._ChunkedLogProbFunction.apply(*leaves, targets, 0.7, 10, softcap, 1.5, outputs)[0].detach()
+            )
+    assert all(result.equal(results[0]) for result in results)
 
 
 @needs_head
