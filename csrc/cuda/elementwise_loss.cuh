@@ -114,20 +114,23 @@ struct ScalarMath<double> {
   static __device__ __forceinline__ V log_of_either(bool is_log, V x) { return is_log ? log_of(x) : log1p_of(-x); }
 };
 
+// kCount elements that are whole packets.
+template <int kCount, class A, class U>
+__device__ __forceinline__ void load_packets(const U* address, Reuse reuse, A (&values)[kCount]) {
+  constexpr int kElements = kPacketElements<U>;
+  static_assert(kCount % kElements == 0);
+#pragma unroll
+  for (int first = 0; first < kCount; first += kElements) {
+    const Packet<U> packet = load_packet(address + first, reuse);
+#pragma unroll
+    for (int k = 0; k < kElements; ++k) values[first + k] = static_cast<A>(packet.at(k));
+  }
+}
+
 // kCount elements of a dense tensor; one access each where there is no packet of them.
 template <int kCount, class A, class U>
 __device__ __forceinline__ void load_elements(const U* address, int count, bool aligned, A (&values)[kCount]) {
-  if (aligned && count == kCount) {
-    constexpr int kElements = kPacketElements<U>;
-    static_assert(kCount % kElements == 0);
-#pragma unroll
-    for (int first = 0; first < kCount; first += kElements) {
-      const Packet<U> packet = load_packet(address + first, Reuse::Never);
-#pragma unroll
-      for (int k = 0; k < kElements; ++k) values[first + k] = static_cast<A>(packet.at(k));
-    }
-    return;
-  }
+  if (aligned && count == kCount) return load_packets(address, Reuse::Never, values);
 #pragma unroll
   for (int k = 0; k < kCount; ++k) values[k] = k < count ? static_cast<A>(to_accumulation(address[k])) : A(0);
 }
@@ -151,17 +154,9 @@ __device__ __forceinline__ void store_elements(U* address, int count, bool align
 // kCount elements of a broadcast operand with a stride: whole packets where they lie in such.
 template <int kCount, class A, class U>
 __device__ __forceinline__ void read_strided(const U* address, int64_t stride, A (&values)[kCount]) {
-  constexpr int kElements = kPacketElements<U>;
-  if constexpr (kCount % kElements == 0) {
-    if (stride == 1 && elements_past_alignment(address) == 0) {
-#pragma unroll
-      for (int first = 0; first < kCount; first += kElements) {
-        const Packet<U> packet = load_packet(address + first, Reuse::Soon);
-#pragma unroll
-        for (int k = 0; k < kElements; ++k) values[first + k] = static_cast<A>(packet.at(k));
-      }
-      return;
-    }
+  if constexpr (kCount % kPacketElements<U> == 0) {
+    const bool are_packets = stride == 1 && elements_past_alignment(address) == 0;
+    if (are_packets) return load_packets(address, Reuse::Soon, values);
   }
 #pragma unroll
   for (int k = 0; k < kCount; ++k) values[k] = static_cast<A>(to_accumulation(address[k * stride]));
