@@ -140,7 +140,8 @@ class Positions {
   }
 
   void load_targets() {
-    const A scale = common_scale<A>(params_) * logit_scale_;
+    const bool is_backward = params_.mode == CrossEntropyMode::Backward;
+    const A scale = common_scale<A>(params_) * (is_backward ? A(1) : logit_scale_);
     if (params_.target_kind == TargetKind::Probability) {
       for (int v = 0; v < end_; v += kLanes<A>) {
         store_integers(state_.target_class + v, IntVec<A>{} - 1);
@@ -160,12 +161,12 @@ class Positions {
           break;
       }
     }
-    if (params_.mode == CrossEntropyMode::Backward) {
-      const A* grad_output = static_cast<const A*>(params_.grad_output);
-      for (int i = 0; i < tile_.count; ++i) {
-        if (is_ignored(i)) continue;  // whatever grad_output is there, an infinity too
-        state_.scale[i] *= grad_output[(tile_.first + i) * params_.grad_output_stride];
-      }
+    if (!is_backward) return;
+    const A* grad_output = static_cast<const A*>(params_.grad_output);
+    for (int i = 0; i < tile_.count; ++i) {
+      if (is_ignored(i)) continue;  // whatever grad_output is there, an infinity too
+      const A scale_of_row = state_.scale[i] * grad_output[(tile_.first + i) * params_.grad_output_stride];
+      state_.scale[i] = scale_of_row * logit_scale_;
     }
   }
 

@@ -11,8 +11,9 @@ inline bool has_row_terms(const CrossEntropyParams& params) {
   return params.lse_square_scale != 0 || params.focal_gamma != 0;
 }
 
-// What every gradient is multiplied by besides its row's own factor, without params.grad_output: the product that the
-// backward forms, so that its bits are those of a gradient that the forward made.
+// What every gradient is multiplied by besides its row's own factor, without params.grad_output and then the
+// logit_scale, which is dx/dl but for a slope: in this order the products of a forward, whose grad_output is expected
+// and stands here, and of a backward have the same bits.
 template <class A>
 inline A common_scale(const CrossEntropyParams& params) {
   return static_cast<A>(params.gradient_scale) * static_cast<A>(params.expected_grad_output);

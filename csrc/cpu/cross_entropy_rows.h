@@ -250,7 +250,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         return RowTerms<A>(params, {broadcast(finite_shift(statistics.max)), broadcast(sum), broadcast(others),
                                     broadcast(target_exponential), broadcast(shifted_target())});
       };
-      A scale = common_scale<A>(params) * static_cast<A>(params.logit_scale);  // the last is dx/dl, but for the slope
+      A scale = common_scale<A>(params);
       if (params.mode == CrossEntropyMode::Backward) {
         statistics.max = static_cast<const A*>(params.row_max)[position];
         sum = static_cast<const A*>(params.row_sum)[position];
@@ -285,6 +285,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         }
         if (!wants_gradient) continue;
       }
+      scale *= static_cast<A>(params.logit_scale);
       A mass = row.mass_total(statistics.mass);
       if (has_terms) {
         const RowTerms<A> terms = terms_of_row();

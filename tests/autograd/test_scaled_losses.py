@@ -31,29 +31,65 @@ def scaled_gradient(loss, input, target, scale, **options):
     return leaf.grad
 
 
+def gradients_of_all_histories(loss, input, target, scale, **options):
+    gradients = {}
+    for name, scales in HISTORIES.items():
+        scale_history._expectations.clear()
+        for scale_before in scales:
+            scaled_gradient(loss, input, target, scale if name == "the same before" else scale_before, **options)
+        gradients[name] = scaled_gradient(loss, input, target, scale, **options)
+    scaled_gradient(loss, input, target, 1.0, **options)
+    leaf = input.detach().requires_grad_()
+    loss.ours(leaf, target, **options).mul(scale).backward(retain_graph=True)
+    gradients["a kept graph"] = leaf.grad
+    return gradients
+
+
+def assert_all_equal(gradients):
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, gradients["nothing before"]), name
+
+
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_the_bits_do_not_depend_on_the_steps_before(loss, reduction, shape, dtype):
     input, target = sample(loss, shape, dtype)
-    gradients = {}
-    for name, scales in HISTORIES.items():
-        scale_history._expectations.clear()
-        for scale in scales:
-            scaled_gradient(loss, input, target, scale, reduction=reduction)
-        gradients[name] = scaled_gradient(loss, input, target, 0.37, reduction=reduction)
-    scaled_gradient(loss, input, target, 1.0, reduction=reduction)
-    leaf = input.detach().requires_grad_()
-    loss.ours(leaf, target, reduction=reduction).mul(0.37).backward(retain_graph=True)
-    gradients["a kept graph"] = leaf.grad
-    for name, gradient in gradients.items():
-        assert torch.equal(gradient, gradients["nothing before"]), name
+    gradients = gradients_of_all_histories(loss, input, target, 0.37, reduction=reduction)
+    assert_all_equal(gradients)
     if reduction == "sum":
         leaf = input.detach().requires_grad_()
         losses = loss.ours(leaf, target, reduction="none")
         losses.backward(torch.tensor(0.37, dtype=losses.dtype).expand_as(losses))
         assert torch.equal(leaf.grad, gradients["nothing before"])
+
+
+OPTIONS = {
+    "scale": dict(logit_scale=0.7),
+    "softcap": dict(softcap=50.0),
+    "z-loss": dict(lse_square_scale=0.3),
+    "focal": dict(focal_gamma=1.7),
+    "smoothing": dict(label_smoothing=0.3),
+    "all but focal": dict(logit_scale=-1.3, softcap=3.0, lse_square_scale=0.3, label_smoothing=0.3),
+    "all but smoothing": dict(logit_scale=-1.3, softcap=3.0, lse_square_scale=0.3, focal_gamma=1.7),
+}
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [3.0, -0.37])
+@pytest.mark.parametrize("shape", [*SHAPES, (9000, 9), (10, 9, 30, 40)], ids=str)
+@pytest.mark.parametrize("kind", ["indices", "weighted indices", "probabilities", "weighted probabilities"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_nor_do_they_with_options(options, kind, shape, scale, dtype):
+    """A factor more is multiplied in the same order by whoever computes the gradient."""
+    input, target = sample(CROSS_ENTROPY, shape, dtype)
+    if "probabilities" in kind:
+        target = torch.rand(shape).to(dtype)
+        options = {key: value for key, value in options.items() if key != "focal_gamma"}
+    if "weighted" in kind:
+        options = {**options, "weight": torch.rand(shape[1]).to(dtype) + 0.5}
+    assert_all_equal(gradients_of_all_histories(CROSS_ENTROPY, input, target, scale, **options))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
