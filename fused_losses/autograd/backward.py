@@ -21,7 +21,7 @@ mode takes the differentiable operator, which sees the saved tensors as they han
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -62,22 +62,39 @@ def reduction_for_one(reduction: int) -> int:
     return SUM if reduction == MEAN else reduction
 
 
+def unrounded_for_one(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """The tensors of which :func:`times_batch` takes the gradient: of a type in which it may not be multiplied, as
+    float32."""
+    return [
+        tensor.to(accumulation_dtype(tensor.dtype))
+        if tensor is not None and tensor.dtype in _LOST_IN_SCALING
+        else tensor
+        for tensor in tensors
+    ]
+
+
 def times_batch(
-    gradient_for_one: Tensor, grad_output: Tensor, scale: Tensor | float | None, class_dim: int | None
+    gradient_for_one: Tensor,
+    grad_output: Tensor,
+    scale: Tensor | float | None,
+    class_dim: int | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """The gradients for a batch of ``grad_output``: linear in it, they are the gradient for 1, multiplied.
 
     Args:
-        gradient_for_one: of :func:`reduction_for_one`.
+        gradient_for_one: of :func:`reduction_for_one` and :func:`unrounded_for_one`.
         grad_output: what ``is_grads_batched=True`` made of the batch.
         scale: of a mean: what each loss counts in it.
         class_dim: the axis that the losses, unreduced or with a ``scale`` each, lack.
+        dtype: of the gradients.
     """
-    factor = grad_output if scale is None else grad_output * scale
+    factor = grad_output.to(accumulation_dtype(dtype))
+    if scale is not None:
+        factor = factor * scale
     if class_dim is not None:
         factor = factor.unsqueeze(class_dim)
-    dtype = gradient_for_one.dtype
-    return (gradient_for_one * factor.to(accumulation_dtype(dtype))).to(dtype)
+    return (gradient_for_one * factor).to(dtype)
 
 
 def dense(grad_output: Tensor) -> Tensor:

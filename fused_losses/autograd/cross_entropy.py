@@ -22,6 +22,7 @@ from .backward import (
     reduction_for_one,
     take_gradient,
     times_batch,
+    unrounded_for_one,
 )
 from .eager import eager_apply, prepared_grad_output, smoothed_target
 from .inplace import may_overwrite, overwrite
@@ -128,10 +129,12 @@ def _batched_gradient(
     logits, target, class_weight = arguments
     reduction, ignore_index, *_ = options
     ones = torch.ones(grad_output.shape, dtype=statistics.dtype, device=logits.device)
-    of_one = call("cross_entropy_backward", ones, *arguments, statistics, reduction_for_one(reduction), *options[1:])
+    options_for_one = (reduction_for_one(reduction), *options[1:])
+    of_one = call("cross_entropy_backward", ones, *unrounded_for_one(arguments), statistics, *options_for_one)
     scale = mean_scale(target, class_weight, ignore_index, logits) if reduction == MEAN else None
     is_by_position = reduction == NONE or isinstance(scale, Tensor)
-    return times_batch(of_one, grad_output, scale, class_dim(logits.shape) if is_by_position else None)
+    axis = class_dim(logits.shape) if is_by_position else None
+    return times_batch(of_one, grad_output, scale, axis, logits.dtype)
 
 
 def _rescale(

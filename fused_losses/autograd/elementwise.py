@@ -13,7 +13,7 @@ from ..operators.class_axis import accumulation_dtype
 from ..operators.composite import other_gradients
 from ..operators.registration import MEAN, NONE, call
 from ..route_log import COMPILED
-from .backward import is_batched, reduction_for_one, times_batch
+from .backward import is_batched, reduction_for_one, times_batch, unrounded_for_one
 
 
 def watched_loss(name: str, route: str, *arguments: Any) -> Tensor:
@@ -42,5 +42,5 @@ def _batched_gradient(name: str, grad_output: Tensor, tensors: tuple[Tensor | No
     input = tensors[0]
     assert input is not None
     ones = torch.ones(grad_output.shape, dtype=accumulation_dtype(input.dtype), device=input.device)
-    of_one = call(f"{name}_backward", ones, *tensors, reduction_for_one(reduction))
-    return times_batch(of_one, grad_output, 1 / input.numel() if reduction == MEAN else None, None)
+    of_one = call(f"{name}_backward", ones, *unrounded_for_one(tensors), reduction_for_one(reduction))
+    return times_batch(of_one, grad_output, 1 / input.numel() if reduction == MEAN else None, None, input.dtype)

@@ -86,7 +86,8 @@ def _batched_gradient(
     options_for_one = (reduction_for_one(reduction), ignore_index, promote)
     of_one = call("nll_loss_backward", ones, target, weight, input.shape, input.dtype, *options_for_one)
     scale = mean_scale(target, weight, ignore_index, input) if reduction == MEAN else None
-    return times_batch(of_one, grad_output, scale, class_dim(input.shape) if reduction != SUM else None)
+    axis = class_dim(input.shape) if reduction != SUM else None
+    return times_batch(of_one, grad_output, scale, axis, input.dtype)  # a weight for 1: as exact as it came
 
 
 _apply = eager_apply(NLLLossFunction)

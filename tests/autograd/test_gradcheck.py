@@ -113,6 +113,24 @@ def test_batched_gradients_are_torchs(loss, device):
     torch.testing.assert_close(jacobians[0], jacobians[1], rtol=0, atol=8 * torch.finfo(torch.float64).eps)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_batched_gradients_are_those_of_each(loss, reduction, dtype, device):
+    """Of a scaled loss what the type has no number for without the scale, too."""
+    input, target = sample(loss, (4, 700), dtype, device)
+    if loss is not NLL_LOSS:
+        input[:2, ::2] = 1e-4 if loss is BINARY_CROSS_ENTROPY else -9
+    x = leaf(input)
+    value = loss.ours(x, target, reduction=reduction)
+    batch = torch.full((2, *value.shape), 1024.0, dtype=value.dtype, device=device)
+    batch[1] /= -3
+    (batched,) = torch.autograd.grad(value, x, batch, is_grads_batched=True, retain_graph=True)
+    for gradient, grad_output in zip(batched, batch, strict=True):
+        (alone,) = torch.autograd.grad(value, x, grad_output, retain_graph=True)
+        torch.testing.assert_close(gradient, alone, rtol=1.01 * torch.finfo(dtype).eps, atol=6e-8)
+
+
 @pytest.mark.parametrize("num_ignored", [1, 4], ids=["some ignored", "all ignored"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("loss", CLASS_LOSSES, ids=repr)
