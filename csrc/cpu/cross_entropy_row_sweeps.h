@@ -51,6 +51,7 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
                                                                       int64_t hole) {
   using A = Accumulation<T>;
   static_assert(!(Slopes::kAny && Mass::kDense), "the stash is not enough");
+  constexpr bool kAsksForMass = Mass::kReadsProbability && (!kStash || !kSameType<T, A>);
   Vec<A> max[4];
   for (Vec<A>& part : max) part = broadcast(-kInfinity<A>);
   Vec<A> sum[4] = {};
@@ -59,7 +60,10 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
   sweep<A>(
       count,
       [&](int64_t i, int slot) {
-        if (begins_line<T>(slot)) __builtin_prefetch(x + i + ahead);  // Note [Prefetching]
+        if (begins_line<T>(slot)) {  // Note [Prefetching]
+          __builtin_prefetch(x + i + ahead);
+          if constexpr (kAsksForMass) __builtin_prefetch(mass.target + first_class + i + kPageClasses);
+        }
         const Vec<A> value = load(x + i);
         max[slot] = max_of(value, max[slot]);
         const Vec<A> shifted = shifted_logit(value, shift, logit_scale);

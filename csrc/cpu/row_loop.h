@@ -5,6 +5,9 @@
 // with a wait for memory while the arithmetic idles, and then the reverse. So the exponentials of one block ask for the
 // lines of the next block but one: the next itself would be wanted before its last lines arrive. Those of a batch ask
 // for the next batch. Past the end of the row lies the next row; past the end of memory a prefetch does nothing.
+// Probabilities are asked for a page ahead. Measured, AVX-512, one thread: a forward takes 0.70 to 0.96 of the time and
+// one with a gradient of 16 bits 0.81 to 0.91, but that of float32, whose sweep stores a row besides, up to 1.1: it
+// does not ask.
 #pragma once
 
 #include "vec.h"
