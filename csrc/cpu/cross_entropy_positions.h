@@ -140,8 +140,8 @@ class Positions {
   }
 
   void load_targets() {
-    const bool is_backward = params_.mode == CrossEntropyMode::Backward;
-    const A scale = common_scale<A>(params_) * (is_backward ? A(1) : logit_scale_);
+    const GradientScale<A> gradient_scale(params_);
+    const A scale = gradient_scale.of_row();
     if (params_.target_kind == TargetKind::Probability) {
       for (int v = 0; v < end_; v += kLanes<A>) {
         store_integers(state_.target_class + v, IntVec<A>{} - 1);
@@ -161,12 +161,11 @@ class Positions {
           break;
       }
     }
-    if (!is_backward) return;
+    if (params_.mode != CrossEntropyMode::Backward) return;
     const A* grad_output = static_cast<const A*>(params_.grad_output);
     for (int i = 0; i < tile_.count; ++i) {
       if (is_ignored(i)) continue;  // whatever grad_output is there, an infinity too
-      const A scale_of_row = state_.scale[i] * grad_output[(tile_.first + i) * params_.grad_output_stride];
-      state_.scale[i] = scale_of_row * logit_scale_;
+      state_.scale[i] = gradient_scale.of_row(grad_output[(tile_.first + i) * params_.grad_output_stride]);
     }
   }
 

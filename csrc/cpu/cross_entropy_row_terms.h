@@ -11,13 +11,21 @@ inline bool has_row_terms(const CrossEntropyParams& params) {
   return params.lse_square_scale != 0 || params.focal_gamma != 0;
 }
 
-// What every gradient is multiplied by besides its row's own factor, without params.grad_output and then the
-// logit_scale, which is dx/dl but for a slope: in this order the products of a forward, whose grad_output is expected
-// and stands here, and of a backward have the same bits.
+// What the gradient of a row is multiplied by besides its own factor. In one order, so that a forward, which has the
+// grad_output that is expected, and a backward, which has the row's own, give the same bits.
 template <class A>
-inline A common_scale(const CrossEntropyParams& params) {
-  return static_cast<A>(params.gradient_scale) * static_cast<A>(params.expected_grad_output);
-}
+class GradientScale {
+ public:
+  explicit GradientScale(const CrossEntropyParams& params)
+      : common_(static_cast<A>(params.gradient_scale) * static_cast<A>(params.expected_grad_output)),
+        logit_scale_(static_cast<A>(params.logit_scale)) {}
+
+  A of_row(A grad_output = A(1)) const { return common_ * grad_output * logit_scale_; }
+
+ private:
+  A common_;
+  A logit_scale_;  // dx/dl, but for a slope
+};
 
 // What is known of a row, without a target class: others = sum, target_exponential = 0.
 template <class A>

@@ -202,6 +202,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
   bool stashes = wants_gradient && num_classes * static_cast<int64_t>(sizeof(A)) <= kMaxStashedBytes;
   const bool streams = params.stream_gradient;
   const bool has_terms = has_row_terms(params);
+  const GradientScale<A> gradient_scale(params);
   // Where the stash is not the gradient row itself.
   if ((!kSameType<T, A> || streams) && stashes) {
     scratch = static_cast<A*>(std::malloc(static_cast<size_t>(num_classes) * sizeof(A)));
@@ -250,14 +251,14 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         return RowTerms<A>(params, {broadcast(finite_shift(statistics.max)), broadcast(sum), broadcast(others),
                                     broadcast(target_exponential), broadcast(shifted_target())});
       };
-      A scale = common_scale<A>(params);
+      A scale = gradient_scale.of_row();
       if (params.mode == CrossEntropyMode::Backward) {
         statistics.max = static_cast<const A*>(params.row_max)[position];
         sum = static_cast<const A*>(params.row_sum)[position];
         if (params.row_others) statistics.others = static_cast<const A*>(params.row_others)[position];
         if (params.row_mass) statistics.mass = static_cast<const A*>(params.row_mass)[position];
         target_exponential = exponential_of_target();
-        scale *= static_cast<const A*>(params.grad_output)[position * params.grad_output_stride];
+        scale = gradient_scale.of_row(static_cast<const A*>(params.grad_output)[position * params.grad_output_stride]);
       } else {
         if (stashes) {
           A* row_stash = scratch;
@@ -285,7 +286,6 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
         }
         if (!wants_gradient) continue;
       }
-      scale *= static_cast<A>(params.logit_scale);
       A mass = row.mass_total(statistics.mass);
       if (has_terms) {
         const RowTerms<A> terms = terms_of_row();

@@ -62,14 +62,12 @@ def head_function(stock: Any) -> Any:
             }
             if softcap is None:
                 known["mean_logits"] = lambda: scale * _mean_logits(hidden.detach(), weight.detach(), bias)
-            asked = [name for name in _OPTIONAL if name in outputs]
-            values: dict[str, Tensor] = {name: known[name]() for name in asked if name in known}
-            others = tuple(name for name in asked if name not in known)
+            values: dict[str, Tensor] = {name: value() for name, value in known.items() if name in outputs}
+            others = tuple(name for name in _OPTIONAL if name in outputs and name not in values)
             if others:
                 with torch.no_grad():
-                    _, *stock_values = stock.apply(*layer, targets, *options, others)
-                of_stock = dict(zip(_OPTIONAL, stock_values, strict=True))
-                values |= {name: of_stock[name] for name in others}
+                    _, *of_stock = stock.apply(*layer, targets, *options, others)
+                values |= {name: value for name, value in zip(_OPTIONAL, of_stock, strict=True) if name in others}
             return statistics.log_prob.float(), *(values.get(name) for name in _OPTIONAL)
 
     return ChunkedLogProbFunction
