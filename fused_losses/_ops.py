@@ -20,6 +20,7 @@ _namespace = torch.ops.fused_losses
 _Loss = Callable[..., Tensor]
 _LossAndMore = Callable[..., tuple[Tensor, Tensor]]
 _Overwrite = Callable[..., None]  # of a tensor that is given
+_OverLogits = Callable[..., bool]  # whether the gradient was written: not where it has no place there
 
 cross_entropy: _Loss = _namespace.cross_entropy.default
 cross_entropy_forward: _Loss = _namespace.cross_entropy_forward.default
@@ -27,7 +28,7 @@ cross_entropy_with_gradient: _LossAndMore = _namespace.cross_entropy_with_gradie
 cross_entropy_with_statistics: _LossAndMore = _namespace.cross_entropy_with_statistics.default
 cross_entropy_prepared: _LossAndMore = _namespace.cross_entropy_prepared.default
 cross_entropy_backward: _Loss = _namespace.cross_entropy_backward.default
-cross_entropy_backward_over_logits: _Overwrite = _namespace.cross_entropy_backward_over_logits.default
+cross_entropy_backward_over_logits: _OverLogits = _namespace.cross_entropy_backward_over_logits.default
 nll_loss: _Loss = _namespace.nll_loss.default
 nll_loss_forward: _Loss = _namespace.nll_loss_forward.default
 nll_loss_backward: _Loss = _namespace.nll_loss_backward.default
@@ -47,7 +48,7 @@ binary_cross_entropy_with_logits_prepared_backward: _Loss = (
     _namespace.binary_cross_entropy_with_logits_prepared_backward.default
 )
 binary_cross_entropy_with_logits_backward: _Loss = _namespace.binary_cross_entropy_with_logits_backward.default
-binary_cross_entropy_with_logits_backward_over_logits: _Overwrite = (
+binary_cross_entropy_with_logits_backward_over_logits: _OverLogits = (
     _namespace.binary_cross_entropy_with_logits_backward_over_logits.default
 )
 token_statistics: Callable[..., tuple[Tensor, ...]] = _namespace.token_statistics.default

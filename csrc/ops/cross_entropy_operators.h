@@ -74,13 +74,15 @@ struct CrossEntropyOperators<Call, CrossEntropyOptions(Options...)> {
     return gradient;
   }
 
-  static void backward_over_logits(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
+  // Whether it was written: not where the gradient has no place over the logits.
+  static bool backward_over_logits(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
                                    const std::optional<Tensor>& class_weight, const Tensor& statistics,
                                    Options... options) {
     Call call(logits, target, class_weight, CrossEntropyOptions::of(options...), false);
     call.set_backward(grad_output, statistics);
-    call.overwrite_logits(logits);
+    if (!call.overwrite_logits(logits)) return false;
     call.run();
+    return true;
   }
 
   // A gradient that a forward prepared, for another grad_output.

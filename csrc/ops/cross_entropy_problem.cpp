@@ -37,12 +37,11 @@ ScalarType CrossEntropyProblem::loss_type() const {
   return logits_.scalar_type();
 }
 
-void CrossEntropyProblem::overwrite_logits(const Tensor& logits) {
-  if (logits_.data_ptr() != logits.data_ptr() || overlaps(sizes_, to_vector(logits.strides()))) {
-    refuse("the gradient cannot be written over these logits");
-  }
+bool CrossEntropyProblem::overwrite_logits(const Tensor& logits) {
+  if (logits_.data_ptr() != logits.data_ptr() || overlaps(sizes_, to_vector(logits.strides()))) return false;
   params.gradient = logits.data_ptr();
   params.gradient_layout = params.logits_layout;
+  return true;
 }
 
 Tensor CrossEntropyProblem::new_losses() {

@@ -51,8 +51,8 @@ class CrossEntropyProblem {
   // Probabilities of float32 make a float32 loss, as torch's type promotion does.
   ScalarType loss_type() const;
 
-  // The gradient takes the logits' own place; refused where two of their elements share memory or they were copied.
-  void overwrite_logits(const Tensor& logits);
+  // The gradient takes the logits' own place. Not where two of their elements share memory, or they were copied: false.
+  [[nodiscard]] bool overwrite_logits(const Tensor& logits);
 
   // Uninitialised losses of every position, which the kernels fill.
   Tensor new_losses();

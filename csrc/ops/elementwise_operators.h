@@ -157,15 +157,16 @@ struct BinaryCrossEntropyWithLogitsOperators {
     return elementwise_loss_backward<Call>(grad_output, {logits, target, weight, pos_weight}, reduction);
   }
 
-  // Refused where the gradient has no place over the logits.
-  static void backward_over_logits(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
+  // Whether it was written: not where the gradient has no place over the logits.
+  static bool backward_over_logits(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
                                    const std::optional<Tensor>& weight, const std::optional<Tensor>& pos_weight,
                                    int64_t reduction) {
     Call call({logits, target, weight, pos_weight}, reduction);
     call.use_grad_output(grad_output);
-    call.overwrite_input(logits);
+    if (!call.overwrite_input(logits)) return false;
     call.params.mode = ElementwiseMode::Backward;
     call.run();
+    return true;
   }
 
   static void implement(torch::stable::detail::StableLibrary& library) {

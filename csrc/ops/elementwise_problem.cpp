@@ -86,9 +86,10 @@ ElementwiseProblem::ElementwiseProblem(const ElementwiseOperands& operands, int6
   params.gradient_scale = 1.0 / denominator();
 }
 
-void ElementwiseProblem::overwrite_input(const Tensor& input) {
-  if (input_.data_ptr() != input.data_ptr()) refuse("the gradient cannot be written over this input");
+bool ElementwiseProblem::overwrite_input(const Tensor& input) {
+  if (input_.data_ptr() != input.data_ptr()) return false;
   params.gradient = input.data_ptr();
+  return true;
 }
 
 Tensor ElementwiseProblem::new_losses() {

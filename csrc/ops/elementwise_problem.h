@@ -29,8 +29,8 @@ class ElementwiseProblem {
   ScalarType loss_type() const { return target_.scalar_type(); }
   double denominator() const { return reduction_ == Reduction::Mean ? static_cast<double>(params.num_elements) : 1.0; }
 
-  // The gradient takes the input's own place; refused where that is not dense memory.
-  void overwrite_input(const Tensor& input);
+  // The gradient takes the input's own place. Not where that is no dense memory: false.
+  [[nodiscard]] bool overwrite_input(const Tensor& input);
 
   // Uninitialised losses of every element, which the kernels fill.
   Tensor new_losses();

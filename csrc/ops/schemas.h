@@ -39,7 +39,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   library.def(
       "cross_entropy_backward_over_logits(Tensor grad_output, Tensor(a!) logits, Tensor target, Tensor? class_weight, "
       "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
-      ") -> ()");
+      ") -> bool");
   library.def(
       "nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> Tensor");
   library.def(
@@ -82,7 +82,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       "Tensor? pos_weight, int reduction) -> Tensor");
   library.def(
       "binary_cross_entropy_with_logits_backward_over_logits(Tensor grad_output, Tensor(a!) logits, Tensor target, "
-      "Tensor? weight, Tensor? pos_weight, int reduction) -> ()");
+      "Tensor? weight, Tensor? pos_weight, int reduction) -> bool");
   // `softcap` 0 is none. `saved` is for the backward: the rows' m, S, S' and T of Note [Token statistics].
   library.def(
       "token_statistics(Tensor logits, Tensor target, float logit_scale, float softcap, int ignore_index) -> (Tensor "

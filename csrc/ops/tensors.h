@@ -24,8 +24,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // For what an operator has no kernel for. The package asks before it calls (fused_losses/operators), so that mostly who
-// calls an operator directly meets it, as a ValueError.
-[[noreturn]] inline void refuse(const std::string& reason) { throw std::invalid_argument("fused_losses: " + reason); }
+// calls an operator directly meets it, as a RuntimeError: of other classes every torch translates its own.
+[[noreturn]] inline void refuse(const std::string& reason) { throw std::runtime_error("fused_losses: " + reason); }
 
 inline bool is_float_type(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||

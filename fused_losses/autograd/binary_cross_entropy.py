@@ -36,8 +36,8 @@ class BinaryCrossEntropyFunction(torch.autograd.Function):
         The loss: a scalar, or of the input's shape without reduction.
 
     Raises:
-        RuntimeError: a value of input or target lies outside :math:`[0, 1]`.
-        ValueError: there is no kernel for these shapes or types.
+        RuntimeError: there is no kernel for these shapes or types, or a value of input or target lies outside
+            :math:`[0, 1]`.
 
     Source: the documentation of :class:`torch.nn.BCELoss`.
     """

@@ -39,8 +39,8 @@ class BinaryCrossEntropyWithLogitsFunction(torch.autograd.Function):
         The loss: a scalar, or of the logits' shape without reduction.
 
     Raises:
-        RuntimeError: ``inplace_gradient`` with logits that are a leaf or a view of one.
-        ValueError: there is no kernel for these shapes or types.
+        RuntimeError: there is no kernel for these shapes or types, or ``inplace_gradient`` is asked for with logits
+            that are a leaf or a view of one.
 
     Source: the documentation of :class:`torch.nn.BCEWithLogitsLoss`.
     """

@@ -54,8 +54,8 @@ class CrossEntropyFunction(torch.autograd.Function):
 
     Raises:
         IndexError: a class index is neither in :math:`[0, C)` nor ``ignore_index``.
-        RuntimeError: ``inplace_gradient`` with logits that are a leaf or a view of one.
-        ValueError: there is no kernel for these shapes or types.
+        RuntimeError: there is no kernel for these shapes or types, or ``inplace_gradient`` is asked for with logits
+            that are a leaf or a view of one.
 
     Source: `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_ for label smoothing.
     """

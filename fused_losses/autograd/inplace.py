@@ -51,13 +51,9 @@ def may_overwrite(logits: Tensor, *others: Tensor | None) -> bool:
     return not shared and not logits.is_neg() and not saves_through_hooks()
 
 
-def overwrite(logits: Tensor, write: Callable[..., None], *arguments: Any) -> Tensor | None:
+def overwrite(logits: Tensor, write: Callable[..., bool], *arguments: Any) -> Tensor | None:
     """``write(*arguments)``, which puts the gradient over the logits; nothing where it must have memory of its own."""
-    if keeps_graph() or _may_be_read(logits):
-        return None
-    try:
-        write(*arguments)
-    except ValueError:  # no place for it there
+    if keeps_graph() or _may_be_read(logits) or not write(*arguments):
         return None
     increment_version(logits)
     return logits.detach()

@@ -36,7 +36,7 @@ class NLLLossFunction(torch.autograd.Function):
 
     Raises:
         IndexError: a class index is neither in :math:`[0, C)` nor ``ignore_index``.
-        ValueError: there is no kernel for these shapes or types.
+        RuntimeError: there is no kernel for these shapes or types.
 
     Source: the documentation of :class:`torch.nn.NLLLoss`.
     """

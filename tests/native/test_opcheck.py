@@ -143,7 +143,7 @@ def test_operator_refuses_what_it_has_no_kernel_for() -> None:
         "this floating-point type": (logits.long(), target, None, 1, -100, 0.0, False),
     }
     for words, call in bad_calls.items():
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(RuntimeError, match=words):
             operator(*call)
     with pytest.raises(IndexError, match=r"^Target 7 is out of bounds\.$"):
         operator(logits, torch.full((6, 3), 7), None, 1, -100, 0.0, False)
