@@ -16,44 +16,44 @@ __all__ = ["LinearLayer", "autocast_layer", "checked_layer"]
 
 
 class LinearLayer(NamedTuple):
-    """A linear layer whose shapes fit, as (N, F) and (C * D, F) where it is computed."""
+    """A linear layer whose shapes fit, as (N, F) and (C * D, F) where it is computed.
+
+    No properties: Dynamo of torch 2.10 does not follow those of a tuple.
+    """
 
     input: Tensor
     weight: Tensor
     bias: Tensor | None
 
-    @property
     def num_classes(self) -> int:
         return self.weight.shape[0]
 
-    @property
     def inner(self) -> tuple[int, ...]:
         """(d1, ..., dK)."""
         return tuple(self.weight.shape[1:-1])
 
-    @property
     def positions(self) -> tuple[int, ...]:
         """The shape of the losses."""
-        return (*self.input.shape[:-1], *self.inner)
+        return (*self.input.shape[:-1], *self.inner())
 
     def holds_probabilities(self, target: Tensor) -> bool:
         if target.dim() != self.input.dim() + self.weight.dim() - 2:
             return False
-        return target.shape == (*self.input.shape[:-1], self.num_classes, *self.inner)
+        return target.shape == (*self.input.shape[:-1], self.num_classes(), *self.inner())
 
     def num_rows(self) -> int:
         return math.prod(self.input.shape[:-1])
 
     def rows_of_positions(self, tensor: Tensor) -> Tensor:
         """(N) or (N, D)."""
-        return tensor.reshape(self.num_rows(), math.prod(self.inner)) if self.inner else tensor.reshape(-1)
+        return tensor.reshape(self.num_rows(), math.prod(self.inner())) if self.inner() else tensor.reshape(-1)
 
     def rows_of_target(self, target: Tensor) -> Tensor:
         """The positions, or (N, C) or (N, C, D)."""
         if not self.holds_probabilities(target):
             return self.rows_of_positions(target)
-        sizes = (self.num_rows(), self.num_classes)
-        return target.reshape(*sizes, math.prod(self.inner)) if self.inner else target.reshape(sizes)
+        sizes = (self.num_rows(), self.num_classes())
+        return target.reshape(*sizes, math.prod(self.inner())) if self.inner() else target.reshape(sizes)
 
     def autocast(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input, weight and bias as rows, of the types that autocast gives a linear layer."""
@@ -69,7 +69,7 @@ class LinearLayer(NamedTuple):
 
     def stand_in(self) -> Tensor:
         """No logits, but of their shape and type."""
-        sizes = (self.num_rows(), self.num_classes, *([math.prod(self.inner)] if self.inner else []))
+        sizes = (self.num_rows(), self.num_classes(), *([math.prod(self.inner())] if self.inner() else []))
         return self.input.new_empty((1,), dtype=self.logits_dtype()).expand(sizes)
 
     def refusal_of_types(self) -> str | None:
@@ -87,7 +87,7 @@ class LinearLayer(NamedTuple):
         """Why this is no problem for us, or ``None``: torch knows the error, if it is one."""
         if (reason := self.refusal_of_types()) is not None:
             return reason
-        if not self.holds_probabilities(target) and target.shape != self.positions:
+        if not self.holds_probabilities(target) and target.shape != self.positions():
             return "the target's shape does not fit"
         logits = self.stand_in()
         return refusal_of_cross_entropy(

@@ -22,7 +22,15 @@ from .operators.row_terms import refusal as refusal_of_terms
 from .operators.token_statistics import refusal as refusal_of_statistics
 from .operators.token_statistics import require_floating_point
 from .route_log import COMPILED, EAGER, WATCHED, note
-from .routing import OVERRIDDEN, SEEN_BY_TORCH, has_overrides, kernel_route, reason_for_torch, records_graph
+from .routing import (
+    OVERRIDDEN,
+    SEEN_BY_TORCH,
+    has_overrides,
+    kernel_route,
+    reason_for_torch,
+    reason_of_companion,
+    records_graph,
+)
 from .tokens import TokenStatistics
 from .torch_losses import LINEAR_CROSS_ENTROPY, mark_as_replacement, torch_function
 
@@ -135,9 +143,9 @@ def linear_cross_entropy(
             raise ValueError(f"linear_cross_entropy with options beyond torch's: {refusal}")
         note(LINEAR_CROSS_ENTROPY, f"torch: {refusal}")
         return _by_torch(layer, *plain)
-    check_token_weight(token_weight, layer.positions)
+    check_token_weight(token_weight, layer.positions())
     loss_options = LinearLossOptions(
-        layer.num_classes,
+        layer.num_classes(),
         REDUCTIONS[reduction],
         *plain[3:],
         terms.logit_scale,
@@ -157,7 +165,7 @@ def linear_cross_entropy(
     else:
         note(LINEAR_CROSS_ENTROPY, EAGER)
         loss = fused_linear_cross_entropy(loss_options, chunk_rows, *arguments)
-    return loss if loss_options.reduction else loss.reshape(layer.positions)
+    return loss if loss_options.reduction else loss.reshape(layer.positions())
 
 
 def reason_against_chunks(
@@ -243,9 +251,9 @@ def linear_token_statistics(
         raise RuntimeError(f"expected linear_weight with dimensionality 2, got {linear_weight.dim()}")
     layer = checked_layer(input, linear_weight, linear_bias)
     options = (terms.logit_scale, terms.softcap, ignore_index)
-    if target.shape != layer.positions:
+    if target.shape != layer.positions():
         raise ValueError(
-            f"Expected target of shape {list(layer.positions)} for an input of shape {list(input.shape)}, "
+            f"Expected target of shape {list(layer.positions())} for an input of shape {list(input.shape)}, "
             f"got {list(target.shape)}"
         )
     if target.dtype not in INDEX_DTYPES:
@@ -273,7 +281,7 @@ def linear_token_statistics(
             results = LinearTokenStatisticsFunction.apply(*arguments, options)  # type: ignore[no-untyped-call]
         else:
             results = fused_linear_token_statistics(options, *arguments)[:-1]
-    return TokenStatistics(*(result.view(layer.positions) for result in results))
+    return TokenStatistics(*(result.view(layer.positions()) for result in results))
 
 
 def _torch_takes(input: Tensor, target: Tensor) -> bool:
@@ -311,7 +319,7 @@ def _against_layer(layer: LinearLayer, target: Tensor, *others: Tensor | None) -
     reason = reason_for_torch(input, target, class_weight)
     for tensor in (linear_weight, bias, *differentiable):
         if reason is None and tensor is not None:
-            reason = reason_for_torch(tensor, input.detach())
+            reason = reason_of_companion(tensor, input) or ("the input is empty" if tensor.numel() == 0 else None)
     return reason
 
 
@@ -322,10 +330,10 @@ def _chunk_rows(options: Any, layer: LinearLayer, target: Tensor, label_smoothin
         ValueError: torch's, of a size and a method that disagree, where torch would look at them.
     """
     size: int | None = getattr(options, "batch_chunk_size", None)
-    is_torchs = not layer.inner and label_smoothing == 0 and target.dtype == torch.int64
+    is_torchs = not layer.inner() and label_smoothing == 0 and target.dtype == torch.int64
     if size is not None and is_torchs and hasattr(options, "_adjust"):
         input = layer.input
-        options._adjust(layer.num_rows(), input.shape[-1], layer.num_classes, input.dtype, input.device)
+        options._adjust(layer.num_rows(), input.shape[-1], layer.num_classes(), input.dtype, input.device)
     return size
 
 

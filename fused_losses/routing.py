@@ -43,6 +43,7 @@ __all__ = [
     "may_be_differentiated",
     "promotes",
     "reason_for_torch",
+    "reason_of_companion",
     "reason_of_surroundings",
     "records_graph",
     "requires_gradient",
@@ -145,16 +146,23 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
     if target is None:
         return "there is no target"
     has_graph = records_graph()
-    on_cpu = input.is_cpu
     for tensor in (target, *constants):
         if tensor is None:
             continue
-        if not is_served(tensor):
-            return _what_is_not_served(tensor)
-        if tensor.is_cpu != on_cpu or not (on_cpu or tensor.device == input.device):
-            return "the tensors are on several devices"
+        if (reason := reason_of_companion(tensor, input)) is not None:
+            return reason
         if has_graph and requires_gradient(tensor):
             return "a target or weight requires a gradient"
+    return None
+
+
+def reason_of_companion(tensor: Tensor, input: Tensor) -> str | None:
+    """Why no kernel reads the tensor beside ``input``, or ``None``."""
+    if not is_served(tensor):
+        return _what_is_not_served(tensor)
+    on_cpu = input.is_cpu
+    if tensor.is_cpu != on_cpu or not (on_cpu or tensor.device == input.device):
+        return "the tensors are on several devices"
     return None
 
 

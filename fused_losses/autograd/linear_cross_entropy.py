@@ -123,10 +123,9 @@ class LinearProblem:
         if self.token_weight is not None:
             losses = losses * self.token_weight
             losses = losses if self._counts is None else torch.where(self._counts, losses, 0)
-        return losses if self.options.reduction == NONE else self._mean_or_sum(losses.sum(dtype=torch.float64))
-
-    def _mean_or_sum(self, total: Tensor) -> Tensor:
-        return total / self.denominator() if self.options.reduction == MEAN else total
+        if self.options.reduction == NONE:
+            return losses
+        return losses.sum(dtype=torch.float64) / self.denominator()
 
     def denominator(self) -> float | Tensor:
         """What a reduced loss is divided by; in float64 where the host does not know it."""
@@ -165,7 +164,7 @@ class LinearProblem:
             total += of_chunk
             gradients.add(chunk, rows, logit_gradient)
             del logit_gradient  # its memory is the next chunk's
-        return self._mean_or_sum(total), gradients.total(), factor
+        return total / denominator, gradients.total(), factor
 
     def gradients(self, scale: Tensor, wanted: _Wanted, statistics: Tensor | None) -> list[Tensor | None]:
         """Of the sum of ``scale``, for all or for each, times the losses times their token weights.

@@ -565,7 +565,12 @@ def test_which_way_a_call_goes():
     assert fused_losses.routes() == {"linear_cross_entropy": {"kernel": 1}}
 
 
-@pytest.mark.parametrize("options", [BY_THREES, torch.nn.LinearCrossEntropyOptions(batch_chunk_size=4)], ids=str)
+TORCHS_OPTIONS = getattr(torch.nn, "LinearCrossEntropyOptions", None)
+
+
+@pytest.mark.parametrize(
+    "options", [BY_THREES, *([] if TORCHS_OPTIONS is None else [TORCHS_OPTIONS(batch_chunk_size=4)])], ids=str
+)
 def test_options_choose_the_rows_of_a_chunk(options, monkeypatch):
     seen = []
     logits = LinearChunks.logits
@@ -576,7 +581,7 @@ def test_options_choose_the_rows_of_a_chunk(options, monkeypatch):
     assert seen == [3, 3, 3, 2] if options is BY_THREES else seen == [4, 4, 3]
 
 
-@pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyOptions"), reason="this torch has no such options")
+@pytest.mark.skipif(TORCHS_OPTIONS is None, reason="this torch has no such options")
 @pytest.mark.parametrize(
     ("method", "size", "extras"),
     [
@@ -588,7 +593,7 @@ def test_options_choose_the_rows_of_a_chunk(options, monkeypatch):
     ],
 )
 def test_a_size_and_a_method_that_disagree_are_torchs_error(method, size, extras):
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=size, chunking_method=method)
+    options = TORCHS_OPTIONS(batch_chunk_size=size, chunking_method=method)
     leaves, target = layer(), indices()
     outcomes = []
     for function in (linear_cross_entropy, torch.nn.functional.linear_cross_entropy):
