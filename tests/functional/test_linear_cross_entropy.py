@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import torch_abilities
 from compiled_graphs import check_compiled
 from parity import assert_not_less_exact
 from torch.overrides import TorchFunctionMode
@@ -165,7 +166,7 @@ def test_weights_of_several_heads(inner, by_probability, reduction, options):
         target = torch.randint(9, (11, *inner))
         target[0], target[1, 0] = -100, -100  # all of a row, and a part of one
     leaves = (input, weight, bias)
-    torchs = torch.nn.functional.linear_cross_entropy
+    torchs = torch_abilities.linear_cross_entropy
     shape = torchs(input, weight, target, reduction=reduction).shape
     grad_output = torch.randn(shape, dtype=torch.float64)
     ours = loss_and_gradients(linear_cross_entropy, leaves, target, grad_output, reduction=reduction, **options)
@@ -454,7 +455,7 @@ def test_a_teachers_probabilities_made_in_inference_mode(reduction):
 def test_autocast_has_the_rules_of_the_layer_and_of_the_loss(backward_inside, dtype):
     leaves, target = layer(40, 20, 70, torch.float32), indices(40, 70)
     outcomes = []
-    for function in (linear_cross_entropy, torch.nn.functional.linear_cross_entropy):
+    for function in (linear_cross_entropy, torch_abilities.linear_cross_entropy):
         with torch.autocast("cpu", dtype):
             loss = function(*leaves[:2], target, linear_bias=leaves[2])
             if backward_inside:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import torch_abilities
 from compilation import COMPILER, emulation_unavailable
 from torch import Tensor
 
@@ -25,17 +25,10 @@ from fused_losses import functional as fused
 ROWS, CLASSES = 2048, 1024  # 8 MiB of float32
 MIB = 1 << 20
 
-
-def torch_makes_tensors_over_memory() -> bool:
-    """With a deleter, in its stable interface: from 2.11 on."""
-    return hasattr(ctypes.CDLL(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"), "torch_from_blob")
-
-
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the pool is Linux's MADV_FREE"),
     pytest.mark.skipif(
-        sys.platform.startswith("linux") and not torch_makes_tensors_over_memory(),
-        reason="this torch makes no tensors over memory of ours",
+        not torch_abilities.makes_tensors_over_memory(), reason="this torch makes no tensors over memory of ours"
     ),
 ]
 
