@@ -60,5 +60,4 @@ binary_cross_entropy_rescale_gradient: _Overwrite = _namespace.binary_cross_entr
 binary_cross_entropy_with_logits_rescale_gradient: _Overwrite = (
     _namespace.binary_cross_entropy_with_logits_rescale_gradient.default
 )
-scale_gradient: _Overwrite = _namespace.scale_gradient.default
 elementary_function: _Loss = _namespace.elementary_function.default

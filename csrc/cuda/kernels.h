@@ -50,13 +50,4 @@ struct LossReduction {
 };
 void reduce_losses(const LossReduction& reduction, Stream stream);
 
-// gradient *= grad_output, nothing where that is 1. grad_output: one value in the accumulation type.
-struct GradientScale {
-  void* gradient;
-  DType dtype;
-  int64_t num_elements;
-  const void* grad_output;
-};
-void scale_gradient(const GradientScale& scale, Stream stream);
-
 }  // namespace fused_losses::cuda

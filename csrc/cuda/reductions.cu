@@ -1,8 +1,6 @@
-// The small kernels beside the losses: the weights of targets, the sum of partial sums, the scale of a gradient. Every
-// sum has a fixed order.
+// The small kernels beside the losses: the weights of targets, the sum of partial sums. Every sum has a fixed order.
 #include "kernels.h"
 #include "launch.h"
-#include "packet_window.cuh"
 #include "reduce.h"
 
 namespace fused_losses::cuda {
@@ -10,7 +8,6 @@ namespace {
 
 constexpr int kBlockThreads = 1024;
 constexpr int kTargetsPerThread = 8;
-constexpr int kScaleThreads = 256;
 
 static_assert(kMaxBlockSums == kMaxBlocks);
 
@@ -90,42 +87,12 @@ __global__ void __launch_bounds__(kBlockThreads) reduce_losses_kernel(const __gr
   }
 }
 
-// The gradient is dense and begins anywhere.
-template <class T>
-__global__ void __launch_bounds__(kScaleThreads) scale_gradient_kernel(const __grid_constant__ GradientScale scale) {
-  using A = Accumulation<T>;
-  constexpr int kElements = kPacketElements<T>;
-  const A factor = *static_cast<const A*>(scale.grad_output);
-  if (factor == A(1)) return;
-  T* const gradient = static_cast<T*>(scale.gradient);
-  const PacketWindow<T, int64_t> window(gradient, scale.num_elements);
-  const int64_t thread = int64_t(blockIdx.x) * kScaleThreads + threadIdx.x;
-  for (int64_t number = thread; number < window.num_packets(); number += int64_t(gridDim.x) * kScaleThreads) {
-    T* const address = gradient + window.first_element(number);
-    const Packet<T> packet = load_packet(address, Reuse::Never);
-    A values[kElements];
-#pragma unroll
-    for (int k = 0; k < kElements; ++k) values[k] = packet.at(k) * factor;
-    store_packet(address, Packet<T>::of(values));
-  }
-  if (thread < window.num_edges()) {
-    T& edge = gradient[window.edge_element(static_cast<int>(thread))];
-    edge = from_accumulation<T>(to_accumulation(edge) * factor);
-  }
-}
-
 template <class A>
 void weigh_targets_of(const IndexTarget& target, int64_t num_positions, const MeanOfTargets& mean, double* block_sums,
                       Stream stream) {
   const int64_t blocks = blocks_for(num_positions, kBlockThreads * kTargetsPerThread);
   launch(weigh_targets_kernel<A>, {blocks, kBlockThreads}, stream, target, num_positions, mean, block_sums);
   if (blocks > 1) launch(finish_mean_kernel<A>, {1, kBlockThreads}, stream, block_sums, blocks, mean);
-}
-
-template <class T>
-void scale_gradient_of(const GradientScale& scale, Stream stream) {
-  const int64_t blocks = blocks_for(scale.num_elements, int64_t(kScaleThreads) * kPacketElements<T>);
-  launch(scale_gradient_kernel<T>, {blocks, kScaleThreads}, stream, scale);
 }
 
 }  // namespace
@@ -143,20 +110,6 @@ void sum_class_weights(const IndexTarget& target, double* sum, Stream stream) {
 
 void reduce_losses(const LossReduction& reduction, Stream stream) {
   launch(reduce_losses_kernel, {1, kBlockThreads}, stream, reduction);
-}
-
-void scale_gradient(const GradientScale& scale, Stream stream) {
-  if (scale.num_elements == 0) return;  // a grid has at least one block
-  switch (scale.dtype) {
-    case DType::Float32:
-      return scale_gradient_of<float>(scale, stream);
-    case DType::Float64:
-      return scale_gradient_of<double>(scale, stream);
-    case DType::BFloat16:
-      return scale_gradient_of<BFloat16>(scale, stream);
-    case DType::Float16:
-      return scale_gradient_of<Float16>(scale, stream);
-  }
 }
 
 }  // namespace fused_losses::cuda

@@ -14,8 +14,9 @@ CrossEntropyProblem::CrossEntropyProblem(const Tensor& logits, const Tensor& tar
       shape_(class_shape(sizes_)),
       logits_(logits),
       target_(target) {
-  check_device(target, logits);
-  if (class_weight.has_value()) check_device(*class_weight, logits);
+  check_tensor(logits, logits);
+  check_tensor(target, logits);
+  if (class_weight.has_value()) check_tensor(*class_weight, logits);
   if (!(options.label_smoothing >= 0.0 && options.label_smoothing <= 1.0)) refuse("label_smoothing not in [0, 1]");
   params.dtype = to_dtype(logits.scalar_type());
   params.num_classes = shape_.num_classes;
@@ -57,13 +58,13 @@ Tensor CrossEntropyProblem::new_statistics() {
 }
 
 void CrossEntropyProblem::set_statistics(const Tensor& statistics) {
-  check_device(statistics, logits_);
+  check_tensor(statistics, logits_);
   const std::vector<int64_t> expected{3, params.num_positions};
-  if (to_vector(statistics.sizes()) != expected || statistics.scalar_type() != accumulation() ||
-      !statistics.is_contiguous()) {
+  if (to_vector(statistics.sizes()) != expected || statistics.scalar_type() != accumulation()) {
     refuse("statistics are not those of this call");
   }
-  char* data = static_cast<char*>(statistics.data_ptr());
+  statistics_ = as_contiguous(statistics);  // saved-tensor hooks may have changed the strides
+  char* data = static_cast<char*>(statistics_->data_ptr());
   const int64_t row_bytes = params.num_positions * static_cast<int64_t>(statistics.element_size());
   params.row_max = data;
   params.row_sum = data + row_bytes;
@@ -77,7 +78,7 @@ void CrossEntropyProblem::set_backward(const Tensor& grad_output, const Tensor& 
 }
 
 void CrossEntropyProblem::set_grad_output(const Tensor& grad_output) {
-  check_device(grad_output, logits_);
+  check_tensor(grad_output, logits_);
   const bool unreduced = options_.reduction == Reduction::None;
   if (grad_output.numel() != (unreduced ? params.num_positions : 1) || !is_float_type(grad_output.scalar_type())) {
     refuse("grad_output does not fit the loss");

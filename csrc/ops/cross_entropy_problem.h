@@ -77,6 +77,7 @@ class CrossEntropyProblem {
   Tensor target_;
   std::optional<Tensor> class_weight_;
   std::optional<Tensor> grad_output_;
+  std::optional<Tensor> statistics_;
   std::vector<int64_t> gradient_strides_;
   bool contiguous_classes_ = false;
 };

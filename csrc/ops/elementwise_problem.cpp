@@ -60,8 +60,9 @@ ElementwiseProblem::ElementwiseProblem(const ElementwiseOperands& operands, int6
       target_(operands.target),
       sizes_(to_vector(operands.input.sizes())),
       strides_(to_vector(operands.input.strides())) {
+  check_tensor(input_, input_);
   for (const std::optional<Tensor>& operand : {std::optional(target_), operands.weight, operands.pos_weight}) {
-    if (operand.has_value()) check_device(*operand, input_);
+    if (operand.has_value()) check_tensor(*operand, input_);
   }
   if (to_vector(target_.sizes()) != sizes_) refuse("the target's shape is not the input's");
   const ScalarType type = input_.scalar_type();
@@ -99,7 +100,7 @@ Tensor ElementwiseProblem::new_losses() {
 }
 
 std::optional<Tensor> ElementwiseProblem::set_grad_output(const Tensor& grad_output) {
-  check_device(grad_output, input_);
+  check_tensor(grad_output, input_);
   const bool is_scalar = reduction_ != Reduction::None;
   if (!is_float_type(grad_output.scalar_type()) || grad_output.numel() != (is_scalar ? 1 : params.num_elements)) {
     refuse("grad_output does not fit the loss");

@@ -12,7 +12,8 @@ NLLLossProblem::NLLLossProblem(const Tensor& input, const Tensor& target, const 
       shape_(class_shape(sizes_)),
       target_(target),
       input_(input) {
-  check_device(target, input);
+  check_tensor(input, input);
+  check_tensor(target, input);
   set_target(weight);
   std::optional<PositionLayout> layout = position_layout(sizes_, shape_.class_dim, {to_vector(input.strides())});
   if (!layout.has_value()) {
@@ -28,7 +29,8 @@ NLLLossProblem::NLLLossProblem(const Tensor& grad_output, const Tensor& target, 
                                const std::vector<int64_t>& input_sizes, ScalarType input_type,
                                const NLLLossOptions& options)
     : options_(options), type_(input_type), sizes_(input_sizes), shape_(class_shape(sizes_)), target_(target) {
-  check_device(grad_output, target);
+  check_tensor(target, target);
+  check_tensor(grad_output, target);
   set_target(weight);
   const bool unreduced = options.reduction == Reduction::None;
   if (grad_output.numel() != (unreduced ? shape_.num_positions : 1) || !is_float_type(grad_output.scalar_type())) {
@@ -50,7 +52,7 @@ Tensor NLLLossProblem::new_losses() {
 void NLLLossProblem::set_target(const std::optional<Tensor>& weight) {
   if (!is_index_type(target_.scalar_type())) refuse("targets must be class indices");
   if (to_vector(target_.sizes()) != shape_.position_sizes) refuse("the target's shape does not fit the input's");
-  if (weight.has_value()) check_device(*weight, target_);
+  if (weight.has_value()) check_tensor(*weight, target_);
   target_ = as_contiguous(target_);
   class_weight_ = prepare_class_weight(weight, shape_.num_classes, type_, options_.promote);
   params.dtype = to_dtype(type_);

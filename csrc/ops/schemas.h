@@ -95,9 +95,8 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   library.def(
       "sigmoid_focal_loss_backward(Tensor grad_output, Tensor logits, Tensor target, float alpha, float gamma, "
       "int reduction) -> Tensor");
-  // What a device that the host does not wait for needs besides. `*_rescale_gradient`: `gradient` is that of this call
-  // for grad_output = `prepared_for`; it becomes that of the given one, rounded once. `scale_gradient`: the plain
-  // product.
+  // What a device that the host does not wait for needs besides: `gradient` is that of this call for grad_output =
+  // `prepared_for`; it becomes that of the given one, rounded once.
   library.def(
       "cross_entropy_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, float prepared_for, Tensor logits, "
       "Tensor target, Tensor? class_weight, int reduction, int ignore_index, float label_smoothing, bool "
@@ -108,7 +107,6 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   library.def(
       "binary_cross_entropy_with_logits_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, "
       "float prepared_for, Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction) -> ()");
-  library.def("scale_gradient(Tensor(a!) gradient, Tensor grad_output) -> ()");
   library.def("elementary_function(Tensor input, int function) -> Tensor");
 }
 

@@ -19,12 +19,25 @@ Device device_of(const Tensor& tensor) {
   return device;
 }
 
+// From the beginning of the storage to behind the last element.
+int64_t bytes_reached(const Tensor& tensor) {
+  if (tensor.numel() == 0) return 0;
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  int64_t last = tensor.storage_offset();
+  for (size_t dim = 0; dim < sizes.size(); ++dim) last += (sizes[dim] - 1) * strides[dim];
+  return (last + 1) * static_cast<int64_t>(tensor.element_size());
+}
+
 }  // namespace
 
-void check_device(const Tensor& tensor, const Tensor& reference) {
+void check_tensor(const Tensor& tensor, const Tensor& reference) {
   const Device device = device_of(tensor);
   const Device expected = device_of(reference);
   if (device.type != expected.type || device.index != expected.index) refuse("all tensors must be on one device");
+  int64_t storage_bytes = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &storage_bytes));
+  if (storage_bytes < bytes_reached(tensor)) refuse("the storage of a tensor was made too small for it");
 }
 
 std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {

@@ -65,8 +65,8 @@ inline Reduction to_reduction(int64_t reduction) {
   return static_cast<Reduction>(reduction);
 }
 
-// Refuses a tensor on another device than the reference's.
-void check_device(const Tensor& tensor, const Tensor& reference);
+// Refuses a tensor on another device than the reference's, and one whose storage was freed.
+void check_tensor(const Tensor& tensor, const Tensor& reference);
 
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);

@@ -15,7 +15,8 @@ constexpr int64_t kNumSaved = 4;  // m, S, S' and T
 TokenStatisticsProblem::TokenStatisticsProblem(const Tensor& logits, const Tensor& target,
                                                const TokenStatisticsOptions& options)
     : logits_(logits) {
-  check_device(target, logits);
+  check_tensor(logits, logits);
+  check_tensor(target, logits);
   const std::vector<int64_t> sizes = to_vector(logits.sizes());
   if (sizes.empty()) refuse("the logits need a class axis");
   position_sizes_.assign(sizes.begin(), sizes.end() - 1);
@@ -38,12 +39,13 @@ Tensor TokenStatisticsProblem::new_saved() const {
 }
 
 void TokenStatisticsProblem::set_saved(const Tensor& saved) {
-  check_device(saved, logits_);
+  check_tensor(saved, logits_);
   const std::vector<int64_t> expected{kNumSaved, params.num_positions};
-  if (to_vector(saved.sizes()) != expected || saved.scalar_type() != accumulation() || !saved.is_contiguous()) {
+  if (to_vector(saved.sizes()) != expected || saved.scalar_type() != accumulation()) {
     refuse("what was saved is not of this call");
   }
-  char* data = static_cast<char*>(saved.data_ptr());
+  saved_ = as_contiguous(saved);  // saved-tensor hooks may have changed the strides
+  char* data = static_cast<char*>(saved_->data_ptr());
   const int64_t row_bytes = params.num_positions * static_cast<int64_t>(saved.element_size());
   params.row_max = data;
   params.row_sum = data + row_bytes;
@@ -53,7 +55,7 @@ void TokenStatisticsProblem::set_saved(const Tensor& saved) {
 
 const void* TokenStatisticsProblem::gradient_of_result(const std::optional<Tensor>& gradient) {
   if (!gradient.has_value()) return nullptr;
-  check_device(*gradient, logits_);
+  check_tensor(*gradient, logits_);
   if (to_vector(gradient->sizes()) != position_sizes_) refuse("a gradient does not fit its result");
   gradients_.push_back(as_contiguous(cast(*gradient, accumulation())));
   return gradients_.back().data_ptr();

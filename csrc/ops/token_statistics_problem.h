@@ -45,6 +45,7 @@ class TokenStatisticsProblem {
 
   Tensor logits_;
   Tensor target_;
+  std::optional<Tensor> saved_;
   std::vector<int64_t> position_sizes_;
   std::vector<Tensor> gradients_;
 };

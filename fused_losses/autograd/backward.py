@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _ops
 from ..operators.class_axis import accumulation_dtype
 from ..operators.registration import MEAN, SUM
 from ..routing import is_watched
@@ -94,7 +93,7 @@ def times_batch(
         factor = factor * scale
     if class_dim is not None:
         factor = factor.unsqueeze(class_dim)
-    return (gradient_for_one * factor).to(dtype)
+    return multiplied(gradient_for_one, factor).to(dtype)
 
 
 def dense(grad_output: Tensor) -> Tensor:
@@ -130,7 +129,7 @@ def take_gradient(ctx: Any, grad_output: Tensor, rescale: Callable[..., None]) -
         ctx.gradient = None
     elif scale == ctx.expected:
         gradient = gradient.clone()
-    return gradient if scale == ctx.expected else gradient * (scale / ctx.expected)
+    return gradient if scale == ctx.expected else multiplied(gradient, scale / ctx.expected)
 
 
 def _take_on_device(ctx: Any, gradient: Tensor, grad_output: Tensor, rescale: Callable[..., None]) -> Tensor:
@@ -145,8 +144,14 @@ def _take_on_device(ctx: Any, gradient: Tensor, grad_output: Tensor, rescale: Ca
         rescale(grad_output, gradient, ctx.expected, *saved)
     else:
         ctx.expectation.observe_modified_input()
-        _ops.scale_gradient(gradient, grad_output.to(accumulation_dtype(gradient.dtype)) / ctx.expected)
+        gradient = multiplied(gradient, grad_output.to(accumulation_dtype(gradient.dtype)) / ctx.expected)
     return gradient
+
+
+def multiplied(gradient: Tensor, factor: Tensor | float) -> Tensor:
+    """Rounded once more. What is 0 stays 0, whatever the factor is: of rows that do not count."""
+    product = (gradient.to(accumulation_dtype(gradient.dtype)) * factor).to(gradient.dtype)
+    return torch.where(gradient == 0, gradient, product)
 
 
 def _saved_intact(ctx: Any) -> tuple[Tensor | None, ...] | None:

@@ -17,6 +17,7 @@ from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off,
 from ..operators.registration import NONE
 from ..routing import records_graph
 from . import placement
+from .backward import multiplied
 from .first_derivative import first_derivative_only
 from .linear_cross_entropy import LinearProblem
 from .linear_recomputed import recomputed_linear_cross_entropy
@@ -91,9 +92,7 @@ def _differentiate(ctx: Any, saved: Any, grad_output: Tensor | None, *_: Any) ->
     if grad_output is not None:
         for i, gradient in enumerate(saved[:3]):
             if ctx.needs_input_grad[i]:
-                found[i] = (gradient * grad_output).to(
-                    ctx.dtype
-                )  # which, of no axis, is not rounded to gradient's type
+                found[i] = multiplied(gradient, grad_output).to(ctx.dtype)
     return tuple(found)
 
 

@@ -29,6 +29,5 @@ OPERATORS = {
     "cross_entropy_rescale_gradient": Operator(fake=_fake),
     "binary_cross_entropy_rescale_gradient": Operator(fake=_fake),
     "binary_cross_entropy_with_logits_rescale_gradient": Operator(fake=_fake),
-    "scale_gradient": Operator(fake=_fake),
     "elementary_function": Operator(fake=_fake_elementary_function),
 }

@@ -1,5 +1,6 @@
 """One graph used in every way a training loop may use it: twice, for two losses, under hooks, with edited inputs."""
 
+import math
 from contextlib import nullcontext
 from functools import partial
 
@@ -11,6 +12,7 @@ from losses import (
     CLASS_LOSSES,
     CROSS_ENTROPY,
     LOSSES,
+    NLL_LOSS,
     REDUCTIONS,
     sample,
 )
@@ -202,6 +204,62 @@ def test_logits_overwritten_before_the_backward_of_a_scaled_loss(dtype, device):
     info = torch.finfo(dtype)
     smallest_number = info.smallest_normal * info.eps
     torch.testing.assert_close(leaf.grad, expected, rtol=2 * info.eps, atol=2 * smallest_number)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("grad_output", [math.inf, -math.inf, math.nan])
+def test_overwritten_logits_and_a_grad_output_that_is_not_finite(grad_output, dtype, device):
+    """Rows that do not count have zeros, as torch's have, not 0 times infinity."""
+    logits, target = sample(CROSS_ENTROPY, (6, 5), dtype, device)
+    target[[1, 4]] = -100
+    for function in (CROSS_ENTROPY.ours, CROSS_ENTROPY.torchs):
+        leaf = logits.clone().requires_grad_()
+        value = function(leaf, target)
+        with torch.no_grad():
+            leaf.fill_(3)
+        value.backward(torch.full_like(value, grad_output))
+        counts = target != -100
+        assert (leaf.grad[~counts] == 0).all() and not leaf.grad[counts].isfinite().any()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", CLASS_LOSSES, ids=repr)
+def test_a_batch_of_grad_outputs_that_are_not_finite(loss, reduction, device):
+    input, target = sample(loss, (6, 5), device=device)
+    target[[1, 4]] = -100
+    leaf = input.requires_grad_()
+    value = loss.ours(leaf, target, reduction=reduction)
+    batch = torch.full((2, *value.shape), math.inf, dtype=value.dtype, device=device)
+    (gradients,) = torch.autograd.grad(value, leaf, batch, is_grads_batched=True)
+    assert (gradients[:, target == -100] == 0).all()
+
+
+def test_a_batch_for_weights_of_tokens_where_no_row_counts(device):
+    """The mean divides by 0."""
+    logits, target = sample(CROSS_ENTROPY, (4, 3), device=device)
+    target.fill_(-100)
+    leaf = logits.requires_grad_()
+    value = CROSS_ENTROPY.ours(leaf, target, token_weight=torch.ones(4, device=device))
+    batch = torch.tensor([1.0, -2.0], device=device)
+    (gradients,) = torch.autograd.grad(value, leaf, batch, is_grads_batched=True)
+    assert torch.equal(gradients, torch.zeros_like(gradients))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_freed_storage_is_an_error(loss, device):
+    """Of the input before the call, and between the call and its backward."""
+    for is_backward in (False, True):
+        input, target = sample(loss, (6, 5), device=device)
+        leaf = input.clone().requires_grad_()
+        activation = leaf * 1
+        losses = loss.ours(activation, target, reduction="none") if is_backward else None
+        activation.untyped_storage().resize_(4)
+        if losses is None:
+            with pytest.raises(RuntimeError, match="storage"):
+                loss.ours(activation, target)
+        elif loss is not NLL_LOSS:  # whose backward reads no input
+            with pytest.raises(RuntimeError, match="storage"):
+                losses.sum().backward()
 
 
 def test_a_sparse_grad_output(device):

@@ -198,6 +198,14 @@ def test_a_compiled_graph_holds_the_operator(device, reduction, dtype):
     check_compiled(loss, leaves, f"linear_cross_entropy_{'recomputed' if reduction == 'none' else 'prepared'}")
 
 
+def test_rows_that_do_not_count_have_zeros_in_a_compiled_graph_whatever_grad_output_is(device):
+    leaves, target = problem(device)
+    hidden = leaves[0].requires_grad_()
+    loss = torch.compile(linear_cross_entropy, backend="aot_eager")(hidden, leaves[1], target)
+    (gradient,) = torch.autograd.grad(loss, hidden, torch.full_like(loss, torch.inf))
+    assert (gradient[target == -100] == 0).all() and not gradient[target != -100].isfinite().any()
+
+
 @pytest.mark.parametrize("options", [{}, {"logit_scale": -0.7, "softcap": 3.0}], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_statistics_of_tokens(device, dtype, options):

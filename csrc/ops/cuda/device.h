@@ -65,7 +65,7 @@ class Scratch {
 // The memory of a gradient that was made by the forward of this call, with these sizes and strides.
 inline void* memory_of_gradient(const Tensor& gradient, const std::vector<int64_t>& sizes,
                                 const std::vector<int64_t>& strides, const Tensor& input) {
-  check_device(gradient, input);
+  check_tensor(gradient, input);
   if (to_vector(gradient.sizes()) != sizes || to_vector(gradient.strides()) != strides ||
       gradient.scalar_type() != input.scalar_type()) {
     refuse("the gradient is not that of this call");

@@ -39,25 +39,4 @@ inline void check_sums(DType dtype, int64_t count) {
   }
 }
 
-// A number that only the device knows; 1 leaves the gradient as it is. The gradient may begin anywhere and may be
-// empty.
-inline void check_scale_gradient(DType dtype, int64_t count, int64_t first) {
-  current_case =
-      std::string(name_of(dtype)) + " scale_gradient of " + std::to_string(count) + " from " + std::to_string(first);
-  Random random(13);
-  Array gradient(format_of(dtype), count, first);
-  random.fill(gradient, -1, 1);
-  std::vector<double> before;
-  for (int64_t i = 0; i < count; ++i) before.push_back(gradient[i]);
-  for (const double factor : {1.0, -0.3}) {
-    const Scalar grad_output(accumulation_of(dtype), factor);
-    cuda::scale_gradient({gradient.data(), dtype, count, grad_output.data()}, nullptr);
-    for (int64_t i = 0; i < count; ++i) {
-      const Tolerance exact{0, 0};
-      expect_close("scaled gradient", i, gradient[i], before[static_cast<size_t>(i)] * factor,
-                   factor == 1 ? exact : tolerance_of(dtype));
-    }
-  }
-}
-
 }  // namespace fused_losses::kernel_checks
