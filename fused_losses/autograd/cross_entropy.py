@@ -24,9 +24,10 @@ from .backward import (
     times_batch,
     unrounded_for_one,
 )
-from .eager import eager_apply, prepared_grad_output, smoothed_target
+from .eager import eager_apply, prepared_grad_output, saves_through_hooks, smoothed_target
 from .inplace import may_overwrite, overwrite
 from .scale_history import expectation_of
+from .versions import check_version, remember_version
 
 
 class CrossEntropyFunction(torch.autograd.Function):
@@ -76,6 +77,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         ctx.options = (reduction, ignore_index, label_smoothing, promote, *terms)
         ctx.overwrites = inplace_gradient and may_overwrite(logits, target, class_weight)
         ctx.expectation = expectation_of(logits, reduction, "cross_entropy")
+        ctx.saves_through_hooks = saves_through_hooks()
         expected = None if ctx.overwrites else prepared_grad_output(reduction, ctx.expectation)
         ctx.expected = expected
         arguments = (logits, target, class_weight)
@@ -84,6 +86,8 @@ class CrossEntropyFunction(torch.autograd.Function):
             ctx.save_for_backward(None, *arguments)
             return loss
         ctx.gradient = None
+        if ctx.saves_through_hooks:
+            remember_version(logits)
         with below_autograd():
             loss, statistics = _ops.cross_entropy_with_statistics(*arguments, *ctx.options)
         # First, for a checkpoint that computes again by another way and compares shapes: what torch's own loss of
@@ -97,7 +101,7 @@ class CrossEntropyFunction(torch.autograd.Function):
             return (*_watched_gradients(ctx, dense(grad_output)), None, None, None, None, None, None)
         gradient = take_gradient(ctx, grad_output, partial(_rescale, ctx.options))
         if gradient is None:
-            statistics, logits, target, class_weight = ctx.saved_tensors
+            statistics, logits, target, class_weight = _saved_tensors(ctx)
             with below_autograd():
                 if statistics is None:
                     _, statistics = _ops.cross_entropy_with_statistics(logits, target, class_weight, *ctx.options)
@@ -109,10 +113,18 @@ class CrossEntropyFunction(torch.autograd.Function):
         return gradient, None, None, None, None, None, None, None, None
 
 
+def _saved_tensors(ctx: Any) -> tuple[Any, ...]:
+    """Statistics, logits, target and class weight. See Note [Versions under hooks]."""
+    saved: tuple[Any, ...] = ctx.saved_tensors
+    if ctx.saves_through_hooks:
+        check_version(saved[1])
+    return saved
+
+
 def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     """See Note [Watched backwards]."""
     ctx.expectation.observe_other_use()
-    statistics, *arguments = ctx.saved_tensors
+    statistics, *arguments = _saved_tensors(ctx)
     if statistics is None:
         with torch.no_grad():
             _, statistics = call("cross_entropy_with_statistics", *arguments, *ctx.options)
