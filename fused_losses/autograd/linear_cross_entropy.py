@@ -260,7 +260,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
     ) -> Tensor:
         tensors = (input, weight, bias, target, class_weight, token_weight)
         wants_token_weight = ctx.needs_input_grad[5]
-        ctx.options, ctx.chunk_rows = options, chunk_rows
+        ctx.options, ctx.chunk_rows, ctx.dtype = options, chunk_rows, input.dtype
         ctx.gradients = ctx.factor = ctx.logits = None
         with autocast_is_off(input.device.type):
             problem = LinearProblem(options, chunk_rows, *tensors, keeps_weightless=wants_token_weight)
@@ -276,13 +276,17 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, losses, statistics = ctx.saved_tensors  # once: a checkpoint unpacks them no second time
         grad_output = dense(grad_output)
-        if not _is_plain(grad_output):
-            return (*_watched_gradients(ctx, tensors, grad_output), None, None)
+        is_plain = _is_plain(grad_output)
         with autocast_is_off(grad_output.device.type):
-            if ctx.gradients is not None and (scale := _scale_of_gradients(ctx.factor, grad_output)) is not None:
-                return (*_take_gradients(ctx, tensors, scale), None, None, None, None, None)
+            # Before what was saved is asked for, which may have been modified since: the next step of an optimizer.
+            if is_plain and ctx.gradients is not None:
+                scale = _scale_of_gradients(ctx.factor, grad_output)
+                if scale is not None:
+                    return (*_take_gradients(ctx, scale), None, None, None, None, None)
+            *tensors, losses, statistics = ctx.saved_tensors  # once: a checkpoint unpacks them no second time
+            if not is_plain:
+                return (*_watched_gradients(ctx, tensors, grad_output), None, None)
             arguments = (ctx.options, ctx.chunk_rows, tensors, ctx.needs_input_grad, grad_output, losses, statistics)
             *of_layer, of_token_weight = computed_gradients(*arguments, _take_logits(ctx))
             return (*of_layer, None, None, of_token_weight, None, None)
@@ -301,19 +305,19 @@ def _scale_of_gradients(factor: Tensor | None, grad_output: Tensor) -> float | T
     return scale if math.isfinite(scale) else None
 
 
-def _take_gradients(ctx: Any, tensors: list[Any], scale: float | Tensor) -> list[Tensor | None]:
+def _take_gradients(ctx: Any, scale: float | Tensor) -> list[Tensor | None]:
     """What the forward computed, times ``grad_output``. Of a kept graph it is a copy: the caller may write into it."""
     keeps = keeps_graph()
     taken: list[Tensor | None] = []
-    for gradient, tensor in zip(ctx.gradients, tensors, strict=False):
+    for gradient in ctx.gradients:
         if gradient is None:
             taken.append(None)
             continue
         if isinstance(scale, Tensor) or scale != 1:
             gradient = gradient * scale if keeps else gradient.mul_(scale)
-        elif keeps and gradient.dtype == tensor.dtype:
+        elif keeps and gradient.dtype == ctx.dtype:
             gradient = gradient.clone()
-        taken.append(gradient.to(tensor.dtype))
+        taken.append(gradient.to(ctx.dtype))
     if not keeps:
         ctx.gradients = None
     return taken
