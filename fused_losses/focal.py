@@ -48,7 +48,7 @@ def sigmoid_focal_loss(
         0.197
 
     Source: `Focal Loss for Dense Object Detection <https://arxiv.org/abs/1708.02002>`_; names, defaults and errors are
-    torchvision's.
+    torchvision's, which takes a negative ``gamma`` too and gives infinities.
     """
     if has_overrides(inputs, targets):
         return handle_torch_function(
@@ -59,7 +59,9 @@ def sigmoid_focal_loss(
     if not gamma >= 0:
         raise ValueError(f"Invalid gamma value: {gamma}. gamma must not be negative.")
     if reduction not in REDUCTIONS:
-        raise ValueError(f"Invalid value for arg 'reduction': {reduction}. Supported: 'none', 'mean', 'sum'")
+        raise ValueError(
+            f"Invalid Value for arg 'reduction': '{reduction} \n Supported reduction modes: 'none', 'mean', 'sum'"
+        )
     if promotes(inputs) and targets.dtype.itemsize == 2:
         targets = targets.float()
     options = (float(alpha), float(gamma), REDUCTIONS[reduction])

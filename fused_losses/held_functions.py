@@ -64,7 +64,7 @@ def _of_namespace(owner: Any, prefix: str, sought: set[int], module: str) -> Ite
         place = prefix + name
         if id(value) in sought:
             yield place, value, functools.partial(_exchange_attribute, owner, name)
-        elif isinstance(value, (staticmethod, FunctionType)):
+        elif isinstance(value, (staticmethod, classmethod, FunctionType)):
             yield from _of_function(owner, name, place, value, sought, module)
         elif isinstance(value, functools.partial) and id(value.func) in sought:
             yield f"{place}.func", value.func, functools.partial(_exchange_partial, value)
@@ -77,9 +77,9 @@ def _of_namespace(owner: Any, prefix: str, sought: set[int], module: str) -> Ite
 
 
 def _of_function(owner: Any, name: str, place: str, value: Any, sought: set[int], module: str) -> Iterator[_Found]:
-    function = value.__func__ if isinstance(value, staticmethod) else value
+    function = value if isinstance(value, FunctionType) else value.__func__
     if id(function) in sought:
-        yield place, function, functools.partial(_exchange_static_method, owner, name)
+        yield place, function, functools.partial(_exchange_method, owner, name)
     elif isinstance(function, FunctionType) and function.__module__ == module:
         defaults = function.__defaults__ or ()
         names = function.__code__.co_varnames[function.__code__.co_argcount - len(defaults) :]
@@ -93,10 +93,10 @@ def _exchange_attribute(owner: Any, name: str, old: Any, new: Any) -> None:
         setattr(owner, name, new)
 
 
-def _exchange_static_method(owner: type, name: str, old: Any, new: Any) -> None:
+def _exchange_method(owner: type, name: str, old: Any, new: Any) -> None:
     value = vars(owner).get(name)
-    if isinstance(value, staticmethod) and value.__func__ is old:
-        setattr(owner, name, staticmethod(new))
+    if isinstance(value, (staticmethod, classmethod)) and value.__func__ is old:
+        setattr(owner, name, type(value)(new))
 
 
 def _exchange_item(table: Any, key: Any, old: Any, new: Any) -> None:

@@ -13,15 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional
-from .operators.row_terms import row_terms
+from .operators.row_terms import RowTerms, row_terms
 
 __all__ = ["BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "NLLLoss"]
 
 
 def options_repr(module: nn.Module, *names: str) -> str:
     """Of the options beyond torch's those that are set. The class has their defaults."""
-    values = {name: getattr(module, name) for name in names}
-    return ", ".join(f"{name}={value!r}" for name, value in values.items() if value != getattr(type(module), name))
+    return ", ".join(f"{name}={getattr(module, name)!r}" for name in names if _is_set(module, name))
+
+
+def _is_set(module: nn.Module, name: str) -> bool:
+    return bool(getattr(module, name) != getattr(type(module), name))
+
+
+def is_beyond_torch(module: nn.Module) -> bool:
+    """Whether options are set by which this module of ours computes another loss than torch's of its name."""
+    return any(hasattr(type(module), name) and _is_set(module, name) for name in RowTerms._fields)
 
 
 # TorchScript compiles only torch's own functions, hence the branches: it drops the one it does not take.

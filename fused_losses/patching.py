@@ -120,12 +120,15 @@ def convert(module: ModuleT) -> ModuleT:
 
 
 def revert(module: ModuleT) -> ModuleT:
-    """Undo :func:`convert`.
+    """Undo :func:`convert`, in place: the fused loss modules inside ``module``, itself included, become torch's.
+
+    One with options beyond torch's that change the loss, such as a softcap, stays: torch has none that computes it.
 
     Returns:
         ``module``.
     """
-    return _replace_classes(module, {**_TORCH_MODULES, **{fused: timms for timms, fused in _timm_classes().items()}})
+    classes = {**_TORCH_MODULES, **{fused: timms for timms, fused in _timm_classes().items()}}
+    return _replace_classes(module, classes, keep=modules.is_beyond_torch)
 
 
 def _timm_classes() -> dict[type[nn.Module], type[nn.Module]]:
@@ -137,9 +140,13 @@ def _timm_classes() -> dict[type[nn.Module], type[nn.Module]]:
     return timm.FUSED_CLASSES
 
 
-def _replace_classes(module: ModuleT, classes: dict[type[nn.Module], type[nn.Module]]) -> ModuleT:
+def _replace_classes(
+    module: ModuleT,
+    classes: dict[type[nn.Module], type[nn.Module]],
+    keep: Callable[[nn.Module], bool] = lambda _: False,
+) -> ModuleT:
     for child in module.modules():
         replacement = classes.get(type(child))
-        if replacement is not None:
+        if replacement is not None and not keep(child):
             child.__class__ = replacement
     return module

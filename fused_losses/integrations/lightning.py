@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from .. import patching, route_log
 
 __all__ = ["FusedLosses", "is_enabled"]
 
-_at_work: set[int] = set()  # ids of callbacks between setup and teardown
+_at_work: dict[int, ExitStack] = {}  # by a callback's id, from setup to teardown: what undoes it
 
 
 class FusedLosses(Callback):  # type: ignore[misc]
@@ -26,28 +29,24 @@ class FusedLosses(Callback):  # type: ignore[misc]
 
     def __init__(self, *, convert: bool = True, patch: bool = True, report: bool = True) -> None:
         self._converts, self._patches, self._reports = convert, patch, report
-        self._patched = patching.patched()
         self._before: dict[str, dict[str, int]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if id(self) in _at_work:
             return
-        _at_work.add(id(self))
         self._before = route_log.routes()
-        if self._converts:
-            patching.convert(pl_module)
-        if self._patches:
-            self._patched = patching.patched()
-            self._patched.__enter__()
+        with ExitStack() as undo:
+            if self._converts:
+                undo.callback(_revert, _converted(pl_module))
+            if self._patches:
+                undo.enter_context(patching.patched())
+            _at_work[id(self)] = undo.pop_all()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if id(self) not in _at_work:
+        undo = _at_work.pop(id(self), None)
+        if undo is None:
             return
-        _at_work.remove(id(self))
-        if self._patches:
-            self._patched.__exit__(None, None, None)
-        if self._converts:
-            patching.revert(pl_module)
+        undo.close()
         if self._reports:
             rank_zero_info(f"fused_losses: {self.report()}")
 
@@ -63,6 +62,18 @@ class FusedLosses(Callback):  # type: ignore[misc]
                 if number:
                     ways.append(f"{loss} {number} x {way}")
         return "; ".join(ways) or "no loss was computed"
+
+
+def _converted(module: LightningModule) -> list[nn.Module]:
+    """Which of its modules this turned into ours: not those that were before."""
+    types = {child: type(child) for child in module.modules()}
+    patching.convert(module)
+    return [child for child, before in types.items() if type(child) is not before]
+
+
+def _revert(converted: list[nn.Module]) -> None:
+    for module in converted:
+        patching.revert(module)
 
 
 def is_enabled() -> bool:

@@ -6,6 +6,8 @@ divergence between splits stays timm's, as do the losses that are no cross-entro
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from timm import loss as timm_loss
 from torch import Tensor, nn
@@ -63,6 +65,20 @@ FUSED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     fused.__base__: fused for fused in (LabelSmoothingCrossEntropy, SoftTargetCrossEntropy, BinaryCrossEntropy)
 }
 _STOCK = {timms: timms.forward for timms in FUSED_CLASSES}
+_SCRIPTABLE = {timms: type(timms.__name__, (timms,), {"forward": forward}) for timms, forward in _STOCK.items()}
+
+
+def _prepare_scriptable(loss: nn.Module) -> nn.Module:
+    """For TorchScript, which compiles timm's ``forward`` and not ours."""
+    for timms, fused in FUSED_CLASSES.items():
+        if type(loss).forward is fused.forward:
+            loss = copy.copy(loss)
+            loss.__class__ = _SCRIPTABLE[timms]
+    return loss
+
+
+for _fused in FUSED_CLASSES.values():
+    _fused.__prepare_scriptable__ = _prepare_scriptable  # type: ignore[attr-defined]
 
 
 def _stock(loss: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -77,12 +93,15 @@ def enable() -> None:
     """
     for timms, fused in FUSED_CLASSES.items():
         timms.forward = fused.forward
+        timms.__prepare_scriptable__ = _prepare_scriptable  # type: ignore[attr-defined]
 
 
 def disable() -> None:
     """Undo :func:`enable`. What ``convert()`` changed is for ``revert()``."""
     for timms, forward in _STOCK.items():
         timms.forward = forward
+        if "__prepare_scriptable__" in vars(timms):
+            del timms.__prepare_scriptable__  # type: ignore[attr-defined]
 
 
 def is_enabled() -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import functional
 from ..held_functions import exchange_everywhere
+from ..torch_losses import mark_as_replacement
 
 __all__ = ["disable", "enable", "is_enabled", "sigmoid_focal_loss"]
 
@@ -18,6 +19,9 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     """torchvision's function of this name: see :func:`fused_losses.functional.sigmoid_focal_loss`."""
     return functional.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
+
+
+mark_as_replacement(sigmoid_focal_loss, _stock)  # TorchScript compiles torchvision's
 
 
 def enable() -> None:

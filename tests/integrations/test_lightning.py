@@ -1,5 +1,8 @@
 """The callback: fused losses for a run of Lightning's Trainer, torch's before and after."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,3 +70,22 @@ def test_a_run_that_fails_leaves_nothing_behind(tmp_path):
     assert type(model.criterion) is nn.CrossEntropyLoss
     assert not fused_losses.is_patched() and not bridge.is_enabled()
     assert callback.report() == "no loss was computed"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_fused_before_a_run_is_fused_after_it(tmp_path):
+    model = Classifier()
+    model.criterion = fused_losses.CrossEntropyLoss(softcap=5.0)
+    model.other = nn.ModuleList([fused_losses.NLLLoss(), nn.NLLLoss()])
+    run(model, tmp_path, bridge.FusedLosses())
+    types = [type(loss) for loss in (model.criterion, *model.other)]
+    assert types == [fused_losses.CrossEntropyLoss, fused_losses.NLLLoss, nn.NLLLoss]
+
+
+def test_a_callback_goes_to_spawned_processes_and_copies():
+    for copied in (copy.deepcopy(bridge.FusedLosses(report=False)), pickle.loads(pickle.dumps(bridge.FusedLosses()))):
+        model = Classifier()
+        copied.setup(None, model, "fit")
+        assert type(model.criterion) is fused_losses.CrossEntropyLoss and fused_losses.is_patched()
+        copied.teardown(None, model, "fit")
+        assert type(model.criterion) is nn.CrossEntropyLoss and not fused_losses.is_patched()

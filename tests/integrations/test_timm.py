@@ -152,3 +152,23 @@ def test_a_step_of_a_model():
         value = (fused_losses.convert(loss) if fuse else loss)(model(images), target)
         results.append([value, *torch.autograd.grad(value, list(model.parameters()))])
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("by", ["enable", "convert"])
+@pytest.mark.parametrize("name, soft", [("LabelSmoothingCrossEntropy", False), ("SoftTargetCrossEntropy", True)])
+def test_torchscript_compiles_timms(name, soft, by):
+    loss, target = getattr(timm_loss, name)(), soft_targets() if soft else torch.randint(CLASSES, (ROWS,))
+    logits = torch.randn(ROWS, CLASSES)
+    model = nn.ModuleDict({"loss": loss})
+    stock = loss(logits, target)
+    if by == "convert":
+        fused_losses.convert(model)
+    else:
+        bridge.enable()
+    type_ = type(loss)
+    torch.testing.assert_close(torch.jit.script(loss)(logits, target), stock)
+    assert type(model["loss"]) is type_
+    bridge.disable()
+    fused_losses.revert(model)
+    torch.testing.assert_close(torch.jit.script(loss)(logits, target), stock)

@@ -139,6 +139,18 @@ def test_a_users_subclass_of_ours_is_left_alone(loss):
     assert type(fused_losses.revert(model)[0]) is Doubled
 
 
+@pytest.mark.parametrize(
+    "option", [{"logit_scale": 0.5}, {"softcap": 5.0}, {"lse_square_scale": 1e-2}, {"focal_gamma": 2}]
+)
+def test_what_torch_cannot_compute_stays(option):
+    model = nn.Sequential(fused_losses.CrossEntropyLoss(**option), fused_losses.CrossEntropyLoss(inplace_gradient=True))
+    logits, target = torch.randn(6, 5), torch.randint(5, (6,))
+    before = model[0](logits, target)
+    fused_losses.revert(model)
+    assert [type(loss) for loss in model] == [fused_losses.CrossEntropyLoss, nn.CrossEntropyLoss]
+    assert torch.equal(model[0](logits, target), before)
+
+
 def test_a_model_without_losses_is_returned_as_it_is():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     types = types_by_name(model)

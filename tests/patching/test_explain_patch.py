@@ -27,6 +27,9 @@ def by_default(x, y, loss=cross_entropy, *, other=nll):
 class Trainer:
     loss = cross_entropy
     static = staticmethod(nll)
+    @classmethod
+    def of_class(cls, x, y, loss=nll):
+        return loss(x, y)
     def step(self, x, y, loss=cross_entropy):
         return loss(x, y)
 
@@ -47,6 +50,7 @@ PLACES = {
     "by_default(other=)": NLL_LOSS,
     "Trainer.loss": CROSS_ENTROPY,
     "Trainer.static": NLL_LOSS,
+    "Trainer.of_class(loss=)": NLL_LOSS,
     "Trainer.step(loss=)": CROSS_ENTROPY,
 }
 
