@@ -23,7 +23,7 @@ def remember_version(tensor: Tensor) -> None:
     storage = tensor.untyped_storage()
     while len(_versions) >= _MOST_TENSORS:
         _versions.pop(next(iter(_versions)), None)
-    _versions[storage._cdata] = (StorageWeakRef(storage), tensor._version)
+    _versions[storage._cdata] = (StorageWeakRef(storage), tensor._version)  # type: ignore[no-untyped-call]
 
 
 def check_version(tensor: Tensor) -> None:
