@@ -169,6 +169,9 @@ class BuildWithCapabilities(BuildExtension):
         super().finalize_options()
         # Without ninja a change of a header or a kernel would not be linked: setuptools looks at the sources it knows.
         self.force = True
+        # Not a folder that pip makes anew each time: what is unchanged is not compiled twice.
+        libc = "".join(platform.libc_ver())
+        self.build_temp = str(ROOT / "build" / f"temp.{sys.implementation.cache_tag}-{libc}")
 
     def build_extensions(self) -> None:
         compiler = get_cxx_compiler()  # what ninja is told to call
@@ -188,7 +191,6 @@ class BuildWithCapabilities(BuildExtension):
         for capability, flags in CAPABILITIES.items():
             objects = self.compiler.compile(
                 KERNEL_SOURCES,
-                # Not build_temp, which pip makes anew each time: an unchanged kernel is not compiled twice.
                 output_dir=str(ROOT / "build" / "kernels" / capability),
                 macros=[("FUSED_LOSSES_CAPABILITY", capability)],
                 extra_postargs=[*COMPILE_FLAGS, *KERNEL_FLAGS, *flags],
