@@ -26,9 +26,11 @@ from .routing import (
     OVERRIDDEN,
     SEEN_BY_TORCH,
     has_overrides,
+    is_compiling,
     kernel_route,
     reason_for_torch,
     reason_of_companion,
+    reason_of_size,
     records_graph,
 )
 from .tokens import TokenStatistics
@@ -299,7 +301,10 @@ def _refusal(
     label_smoothing: float,
 ) -> str | None:
     """Why the call is no problem for us, or ``None``: torch knows the error, if it is one."""
-    return refusal_of_reduction(reduction) or layer.refusal(target, weight, ignore_index, label_smoothing)
+    reason = refusal_of_reduction(reduction)
+    if reason is None and is_compiling():  # sizes that depend on data cannot be compared either
+        reason = reason_of_size(layer.input)
+    return reason or layer.refusal(target, weight, ignore_index, label_smoothing)
 
 
 def _against_chunks(

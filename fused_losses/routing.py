@@ -34,6 +34,7 @@ __all__ = [
     "are_transforms_active",
     "has_overrides",
     "is_autocast",
+    "is_compiling",
     "is_differentiated",
     "is_dtensor",
     "is_served",
@@ -44,6 +45,7 @@ __all__ = [
     "promotes",
     "reason_for_torch",
     "reason_of_companion",
+    "reason_of_size",
     "reason_of_surroundings",
     "records_graph",
     "requires_gradient",
@@ -141,8 +143,8 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
         return reason
     if not is_served(input):
         return _what_is_not_served(input)
-    if input.numel() == 0:
-        return "the input is empty"
+    if (reason := reason_of_size(input)) is not None:
+        return reason
     if target is None:
         return "there is no target"
     has_graph = records_graph()
@@ -154,6 +156,16 @@ def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -
         if has_graph and requires_gradient(tensor):
             return "a target or weight requires a gradient"
     return None
+
+
+def reason_of_size(input: Tensor) -> str | None:
+    """Why no kernel computes so many elements, or ``None``. Of a size that depends on data, that of ``logits[mask]``, a
+    graph does not know whether it is 0."""
+    if not is_compiling():
+        return "the input is empty" if input.numel() == 0 else None
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # here, since it takes long to import
+
+    return None if guard_or_false(input.numel() != 0) else "the input is empty, or may be when the graph runs"
 
 
 def reason_of_companion(tensor: Tensor, input: Tensor) -> str | None:

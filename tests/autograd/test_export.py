@@ -4,8 +4,11 @@ import io
 
 import pytest
 import torch
+import torch.nn.functional as F
 from losses import LOSSES, REDUCTIONS, sample
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from fused_losses import functional
 
 FEW_ROUNDINGS = 32 * torch.finfo(torch.float32).eps
 
@@ -37,6 +40,43 @@ def gradients(model, *arguments):
 
 def assert_same(ours, expected):
     torch.testing.assert_close(ours, expected, rtol=FEW_ROUNDINGS, atol=FEW_ROUNDINGS)
+
+
+class OfMaskedRows(torch.nn.Module):
+    """How many there are depends on data."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits, labels):
+        rows = (labels != -100).nonzero().squeeze(1)
+        return self.loss(logits[rows], labels[rows])
+
+
+OF_ROWS = {
+    "cross_entropy": functional.cross_entropy,
+    "nll_loss": functional.nll_loss,
+    "with_logits": lambda x, y: functional.binary_cross_entropy_with_logits(x, F.one_hot(y, 5).float()),
+    "linear": lambda x, y: functional.linear_cross_entropy(x, torch.eye(5), y),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["export", "strict export", "compile"])
+@pytest.mark.parametrize("loss", OF_ROWS.values(), ids=OF_ROWS)
+def test_a_number_of_rows_that_depends_on_data(loss, how):
+    """Nobody knows whether there is one, which torch's own losses bear."""
+    model, logits = OfMaskedRows(loss), torch.randn(8, 5)
+    labels = torch.tensor([1, -100, 4, 0, -100, 2, 2, 3])
+    if how == "compile":
+        with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+            graph = torch.compile(model, backend="aot_eager", fullgraph=True)
+            assert_same(graph(logits, labels), model(logits, labels))
+            return
+    graph = torch.export.export(model, (logits, labels), strict=how == "strict export").module()
+    for given in (labels, torch.full_like(labels, -100)):
+        torch.testing.assert_close(graph(logits, given), model(logits, given), equal_nan=True)
 
 
 @pytest.mark.parametrize("strict", [False, True])
