@@ -285,6 +285,8 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
                 if scale is not None:
                     return (*_take_gradients(ctx, scale), None, None, None, None, None)
             *tensors, losses, statistics = ctx.saved_tensors  # once: a checkpoint unpacks them no second time
+            if torch.compiler.is_compiling():
+                return (*_gradients_in_a_graph(ctx, tensors, grad_output, losses), None, None)
             if not is_plain:
                 return (*_watched_gradients(ctx, tensors, grad_output), None, None)
             arguments = (ctx.options, ctx.chunk_rows, tensors, ctx.needs_input_grad, grad_output, losses, statistics)
@@ -363,6 +365,19 @@ def computed_gradients(
     if losses is None or token_weight is None:
         return [*rounded, None]
     return [*rounded, (losses * scale).to(token_weight.dtype)]
+
+
+def _gradients_in_a_graph(
+    ctx: Any, tensors: list[Any], grad_output: Tensor, losses: Tensor | None
+) -> list[Tensor | None]:
+    """Of compiled autograd, whose tracer breaks at :func:`torch.autograd.grad` and may lose what it gives: by the
+    operator of ``linear_recomputed.py``."""
+    wanted = list(ctx.needs_input_grad[:6])
+    losses = grad_output.new_empty(0) if losses is None else losses
+    arguments = (grad_output, *tensors, losses, wanted, ctx.chunk_rows, *ctx.options)
+    *of_layer, of_token_weight = torch.ops.fused_losses.linear_cross_entropy_recomputed_backward(*arguments)
+    found = [*of_layer, None, None, of_token_weight]
+    return [gradient if wants else None for gradient, wants in zip(found, wanted, strict=True)]
 
 
 def _watched_gradients(ctx: Any, tensors: list[Any], grad_output: Tensor) -> list[Tensor | None]:

@@ -114,6 +114,12 @@ class LinearTokenStatisticsFunction(torch.autograd.Function):
         grads = grad_outputs[:3]
         if all(grad is None for grad in grads):
             return (None,) * 5
+        if torch.compiler.is_compiling():  # compiled autograd, see the linear loss's
+            wanted = list(ctx.needs_input_grad[:3])
+            found = torch.ops.fused_losses.linear_token_statistics_backward(
+                *grads, *tensors, saved, wanted, *ctx.options
+            )
+            return (*(g if wants else None for g, wants in zip(found, wanted, strict=True)), None, None)
         if _is_watched_backward(grads):
             return (*_watched_gradients(ctx, tensors, grads), None, None)
         return (*gradients_of_statistics(ctx.options, tensors, saved, ctx.needs_input_grad[:3], grads), None, None)

@@ -25,13 +25,14 @@ def pulled_back(
     Note [Graphs of transforms]
     What a transform has saved may be a stack of a vmap around it, or of a level that is no more: jacrev pulls back when
     its level is left. Of such tensors no graph is recorded here, and a transform of its own differentiates the formula.
-    Elsewhere ``torch.autograd.grad`` does, which costs less and serves batches of the old kind.
+    Elsewhere ``torch.autograd.grad`` does, which costs less and serves batches of the old kind; but not where Dynamo
+    traces a backward (compiled autograd), which breaks at it, and may then find no way from the result to the aliases.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
         wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if alias is not None and needs]
-        if has_graph := not are_transforms_active() and all(alias.requires_grad for alias in wanted):
+        if has_graph := not _has_no_graph() and all(alias.requires_grad for alias in wanted):
             result = function(*aliases)
             gradients = torch.autograd.grad(result, wanted, grad_output, create_graph=create_graph, allow_unused=True)
     if not has_graph:
@@ -43,6 +44,10 @@ def pulled_back(
         gradients = torch.func.vjp(of_wanted, *wanted)[1](grad_output)
     found = iter(gradients)
     return [next(found) if needs else None for needs in needed]
+
+
+def _has_no_graph() -> bool:
+    return are_transforms_active() or torch.compiler.is_dynamo_compiling()
 
 
 def other_gradients(

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_losses
 from fused_losses._C import num_prepared_gradients
+from fused_losses.functional import linear_cross_entropy, linear_token_statistics
 
 FEW_ROUNDINGS = 32 * torch.finfo(torch.float32).eps
 
@@ -209,6 +211,35 @@ def test_compiled_autograd_of_an_eager_forward(loss, reduction):
     (2 * loss.torchs(leaves[1] * 1, target, reduction=reduction)).sum().backward()
     assert_same(leaves[0].grad, leaves[1].grad)
     assert f"fused_losses.{loss.name}_backward.default" in backend.fused_operators()
+
+
+LINEAR = {
+    **{
+        f"{reduction}, token weights {weighs}": lambda x, w, y, t, reduction=reduction, weighs=weighs: (
+            linear_cross_entropy(x, w, y, reduction=reduction, token_weight=t if weighs else None)
+        )
+        for reduction in REDUCTIONS
+        for weighs in (False, True)
+    },
+    "probabilities": lambda x, w, y, t: linear_cross_entropy(x, w, F.one_hot(y.clamp(min=0), 5).float()),
+    "statistics": lambda x, w, y, t: linear_token_statistics(x, w, y).entropy,
+}
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("loss", LINEAR.values(), ids=LINEAR)
+def test_compiled_autograd_of_an_eager_linear_loss(loss, backend):
+    leaves = [torch.randn(8, 4), torch.randn(5, 4), torch.rand(8)]
+    target = torch.tensor([0, 4, -100, 2, 1, 1, -100, 3])
+    gradients = []
+    for context in (nullcontext(), compiled_autograd._enable(torch.compile(backend=backend))):
+        x, w, t = (leaf.clone().requires_grad_() for leaf in leaves)
+        value = 2 * loss(x, w, target, t)
+        with context:
+            value.sum().backward()
+        gradients.append([leaf.grad for leaf in (x, w, t)])
+    assert_same(*gradients)
+    assert gradients[1][0] is not None and gradients[1][1] is not None
 
 
 def test_a_default_device_keeps_the_operator():
