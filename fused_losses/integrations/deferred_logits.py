@@ -29,6 +29,7 @@ _SCALES: dict[Any, Callable[[float, float], float]] = {
     **dict.fromkeys((Tensor.div, torch.div, torch.true_divide), operator.truediv),
 }
 _TANH = {Tensor.tanh, torch.tanh}
+_HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad}
 # What a tensor without memory knows of itself.
 _KNOWN = {
     *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.is_floating_point),
@@ -65,13 +66,21 @@ class _Layer(NamedTuple):
 _Operations = tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...]
 
 
+class _Uses:
+    """What became of a layer's call, whatever was made of its logits."""
+
+    def __init__(self) -> None:
+        self.hooks: OrderedDict[int, Callable[[Tensor], Any]] = OrderedDict()
+        """Of FSDP: they gather the weight, so they run before the layer's backward, whether there are logits or not."""
+        self.has_loss = False
+        """That was computed without the logits, which have no gradient of it."""
+
+
 class _Deferral:
     """What a tensor of deferred logits and its node in the graph know: how to make them, and what was made."""
 
-    def __init__(self, layer: _Layer, operations: _Operations, hooks: dict[int, Callable[[Tensor], Any]]) -> None:
-        self.layer, self.operations = layer, operations
-        self.hooks = hooks
-        """Of FSDP: they gather the weight, so they run before the layer's backward, whether there are logits or not."""
+    def __init__(self, layer: _Layer, operations: _Operations, uses: _Uses) -> None:
+        self.layer, self.operations, self.uses = layer, operations, uses
         self.logits: Tensor | None = None
 
     def made(self) -> Tensor:
@@ -80,7 +89,7 @@ class _Deferral:
             self.check_layer()
             # Whoever asks first: another may differentiate them. And what the layer saves is nothing that a checkpoint
             # around who asks has to compute again.
-            with torch.enable_grad(), _saving_as_it_is():
+            with torch.inference_mode(False), torch.enable_grad(), _saving_as_it_is():
                 self.logits = self.hooked(self._computed(*self.layer[:3]))
         return self.logits
 
@@ -93,10 +102,21 @@ class _Deferral:
 
     def gradients(self, grad_output: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
         """Of the layer's tensors. From logits of its own: the graph of those that were made may be freed already."""
-        for hook in self.hooks.values():
+        self.check_logits()
+        for hook in self.uses.hooks.values():
             hook(grad_output)
         self.check_layer()
         return pulled_back(self._computed, self.layer[:3], needed, grad_output)
+
+    def check_logits(self) -> None:
+        """That nothing happened to those that were made, of which others know nothing."""
+        if self.logits is None or torch.compiler.is_compiling():
+            return
+        if self.logits._version or _num_hooks(self.logits) > len(self.uses.hooks):
+            raise RuntimeError(
+                "the logits of a deferring head were modified in place, or have a hook, and then went into a "
+                "torch.autograd.Function or a reentrant checkpoint: give it logits.clone()"
+            )
 
     def check_layer(self) -> None:
         """That it is what it was when it was called."""
@@ -105,16 +125,16 @@ class _Deferral:
                 "the weight of the head or its input was changed in place since: read the logits and compute their "
                 "loss before the optimizer's step, or use `integrations.transformers.unfused_linear_head`"
             )
-        if self.hooks and not self.layer.weight.untyped_storage().size():
+        if not are_transforms_active() and not self.layer.weight.untyped_storage().size():
             raise RuntimeError(
-                "the weight of the head has no memory now: fully_shard freed it after the forward in which the head "
-                "was called. Compute the loss and read the logits before, in the model's forward, or call "
+                "the weight of the head has no memory now: FSDP freed it after the forward in which the head was "
+                "called. Compute the loss and read the logits before, in the model's forward, or call "
                 "set_reshard_after_forward(False, recurse=False) of the module that is sharded with the head"
             )
 
     def hooked(self, result: Tensor) -> Tensor:
         """The logits or their loss."""
-        for hook in self.hooks.values() if result.requires_grad else ():
+        for hook in self.uses.hooks.values() if result.requires_grad else ():
             result.register_hook(hook)  # type: ignore[no-untyped-call]
         return result
 
@@ -194,22 +214,32 @@ class DeferredLogits(Tensor):
                 return func(*args, **(kwargs or {}))
             self = args[0] if args else None
             if isinstance(self, DeferredLogits) and not self.are_made and not kwargs:
-                deferral = self._deferral
+                deferral, uses = self._deferral, self._deferral.uses
                 if func in _SAME and len(args) == 1:
+                    return self
+                if _is_float(func, args) and self.dtype == torch.float32:
                     return self
                 if _is_deferrable(func, args):
                     dtype = torch.float32 if _is_float(func, args) else self.dtype
                     operations = (*deferral.operations, (func, args[1:]))
-                    return cls.of(_Deferral(deferral.layer, operations, deferral.hooks), dtype)
+                    return cls.of(_Deferral(deferral.layer, operations, uses), dtype)
                 if func is Tensor.register_hook and _is_of_fsdp(args[1]):
-                    handle = RemovableHandle(deferral.hooks)
-                    deferral.hooks[handle.id] = args[1]
+                    handle = RemovableHandle(uses.hooks)
+                    uses.hooks[handle.id] = args[1]
                     return handle
+            if func in _HOOKS and isinstance(self, DeferredLogits) and self._deferral.uses.has_loss:
+                raise RuntimeError(
+                    "the loss was computed without these logits, which have no gradient of it: ask for their gradient "
+                    "before the loss, or use `integrations.transformers.unfused_linear_head`"
+                )
         return func(*_made(args), **_made(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise RuntimeError(f"{func} got logits that are not made: use `integrations.transformers.unfused_linear_head`")
+        raise RuntimeError(
+            f"{func} got logits that are not made: give it logits.clone(), or use "
+            "`integrations.transformers.unfused_linear_head`"
+        )
 
 
 def _without_memory(layer: _Layer, dtype: torch.dtype, *, requires_grad: bool) -> DeferredLogits:
@@ -248,6 +278,10 @@ def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
     return tuple(tensor._version for tensor in tensors if tensor is not None and not tensor.is_inference())
 
 
+def _num_hooks(tensor: Tensor) -> int:
+    return len(tensor._backward_hooks or ()) + tensor.retains_grad
+
+
 def _is_of_fsdp(hook: Any) -> bool:
     return type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp.")
 
@@ -265,7 +299,7 @@ class DeferringLinear(nn.Linear):
             if keep_weight is not None:
                 keep_weight(False, recurse=False)  # the loss is yet to read it
             layer = _Layer.of(input, self.weight, self.bias)
-            return DeferredLogits.of(_Deferral(layer, (), OrderedDict()), layer.autocast_dtype or input.dtype)
+            return DeferredLogits.of(_Deferral(layer, (), _Uses()), layer.autocast_dtype or input.dtype)
         return super().forward(input)
 
 
@@ -296,6 +330,7 @@ def float32_cross_entropy(
             options.update(logit_scale=terms[0], softcap=terms[1])
             with layer.autocast(float32_loss=True):
                 loss = linear_cross_entropy(input, layer.weight, target, linear_bias=layer.bias, **options)
+            deferral.uses.has_loss = True
             return deferral.hooked(loss).float()
         logits = logits.made()
     logits = logits.reshape(-1, logits.shape[-1])

@@ -35,7 +35,7 @@ class SoftTargetCrossEntropy(timm_loss.SoftTargetCrossEntropy):  # type: ignore[
     """timm's of this name, computed by :func:`fused_losses.functional.cross_entropy`."""
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        is_of_one_type = x.dtype == target.dtype or is_autocast(x)
+        is_of_one_type = target.is_floating_point() and (x.dtype == target.dtype or is_autocast(x))
         if not (is_of_one_type and x.dim() >= 2 and x.shape == target.shape):
             return _stock(self, x, target)
         return functional.cross_entropy(x.flatten(0, -2), target.flatten(0, -2))

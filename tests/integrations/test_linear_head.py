@@ -3,9 +3,11 @@
 import copy
 import math
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._dynamo import compiled_autograd
 from torch.utils.checkpoint import checkpoint
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -100,6 +102,83 @@ class Cubes(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         return grad_output * 3 * ctx.saved_tensors[0] ** 2
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("loss", [
+    lambda output: output.loss,
+    lambda output: Cubes.apply(output.logits).mean(),
+], ids=["loss", "Function"])  # fmt: skip
+def test_compiled_autograd(loss):
+    model, inputs, gradients = llama().train(), batch(), []
+    for fuse in (False, True):
+        if fuse:
+            bridge.fused_linear_head(model)
+        model.zero_grad()
+        value = loss(model(**inputs))
+        with compiled_autograd._enable(torch.compile(backend="aot_eager")) if fuse else nullcontext():
+            value.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(*gradients)
+
+
+def test_logits_read_in_inference_mode_are_still_differentiated():
+    model, inputs, gradients = llama().train(), batch(), []
+    for fuse in (False, True):
+        if fuse:
+            bridge.fused_linear_head(model)
+        model.zero_grad()
+        output = model(**inputs)
+        with torch.inference_mode():
+            output.logits.argmax(-1)
+        (output.loss + output.logits.logsumexp(-1).square().mean()).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(*gradients)
+
+
+def masked(logits):
+    logits[..., 90:] = -1.0
+
+
+def hooked(logits):
+    logits.register_hook(lambda gradient: gradient * 0.5)
+
+
+@pytest.mark.parametrize("change", [masked, hooked], ids=lambda change: change.__name__)
+def test_logits_that_were_changed_and_then_taken_without_torch_function(change):
+    """A copy has what happened to them in its graph; of themselves it would be lost, so that is an error."""
+    model, inputs, gradients = llama().train(), {"input_ids": batch()["input_ids"]}, []
+    for fuse in (False, True):
+        if fuse:
+            bridge.fused_linear_head(model)
+        model.zero_grad()
+        logits = model(**inputs).logits
+        change(logits)
+        Cubes.apply(logits.clone()).mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(*gradients)
+    with pytest.raises(RuntimeError, match=r"logits\.clone\(\)"):
+        Cubes.apply(logits).mean().backward()
+
+
+def test_who_asks_for_a_gradient_of_the_logits_after_their_loss_is_told():
+    model = llama().train()
+    bridge.fused_linear_head(model)
+    output = model(**batch())
+    for ask in (lambda: output.logits.register_hook(print), lambda: output.logits.retain_grad()):
+        with pytest.raises(RuntimeError, match="without these logits"):
+            ask()
+    logits = model(input_ids=batch()["input_ids"]).logits
+    logits.retain_grad()
+    logits.logsumexp(-1).mean().backward()
+    assert logits.grad is not None
+
+
+def test_float_of_float32_logits_is_no_copy():
+    model = llama().train()
+    bridge.fused_linear_head(model)
+    logits = model(input_ids=batch()["input_ids"]).logits
+    assert logits.float() is logits and logits.to(torch.float32) is logits
 
 
 @pytest.mark.parametrize("function", [

@@ -154,6 +154,14 @@ def test_a_step_of_a_model():
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
+def test_soft_targets_that_are_integers_under_autocast():
+    loss, logits, target = timm_loss.SoftTargetCrossEntropy(), torch.randn(4, 5), torch.eye(4, 5).long()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(
+            fused_losses.convert(timm_loss.SoftTargetCrossEntropy())(logits, target), loss(logits, target)
+        )
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("by", ["enable", "convert"])
 @pytest.mark.parametrize("name, soft", [("LabelSmoothingCrossEntropy", False), ("SoftTargetCrossEntropy", True)])
