@@ -112,7 +112,7 @@ class _Deferral:
         """That nothing happened to those that were made, of which others know nothing."""
         if self.logits is None or torch.compiler.is_compiling():
             return
-        if self.logits._version or _num_hooks(self.logits) > len(self.uses.hooks):
+        if self.logits._version or _has_hooks(self.logits):
             raise RuntimeError(
                 "the logits of a deferring head were modified in place, or have a hook, and then went into a "
                 "torch.autograd.Function or a reentrant checkpoint: give it logits.clone()"
@@ -130,6 +130,14 @@ class _Deferral:
                 "the weight of the head has no memory now: FSDP freed it after the forward in which the head was "
                 "called. Compute the loss and read the logits before, in the model's forward, or call "
                 "set_reshard_after_forward(False, recurse=False) of the module that is sharded with the head"
+            )
+
+    def check_gradient(self) -> None:
+        """That all of the logits' gradient is one that they have."""
+        if self.uses.has_loss:
+            raise RuntimeError(
+                "the loss was computed without these logits, which have no gradient of it: ask for their gradient "
+                "before the loss, or use `integrations.transformers.unfused_linear_head`"
             )
 
     def hooked(self, result: Tensor) -> Tensor:
@@ -227,11 +235,8 @@ class DeferredLogits(Tensor):
                     handle = RemovableHandle(uses.hooks)
                     uses.hooks[handle.id] = args[1]
                     return handle
-            if func in _HOOKS and isinstance(self, DeferredLogits) and self._deferral.uses.has_loss:
-                raise RuntimeError(
-                    "the loss was computed without these logits, which have no gradient of it: ask for their gradient "
-                    "before the loss, or use `integrations.transformers.unfused_linear_head`"
-                )
+            if func in _HOOKS and isinstance(self, DeferredLogits) and not any(map(_is_of_fsdp, args[1:])):
+                self._deferral.check_gradient()
         return func(*_made(args), **_made(kwargs or {}))
 
     @classmethod
@@ -278,8 +283,9 @@ def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
     return tuple(tensor._version for tensor in tensors if tensor is not None and not tensor.is_inference())
 
 
-def _num_hooks(tensor: Tensor) -> int:
-    return len(tensor._backward_hooks or ()) + tensor.retains_grad
+def _has_hooks(tensor: Tensor) -> bool:
+    """Of others than FSDP."""
+    return tensor.retains_grad or not all(map(_is_of_fsdp, (tensor._backward_hooks or {}).values()))
 
 
 def _is_of_fsdp(hook: Any) -> bool:
