@@ -339,12 +339,6 @@ FAULTS = {
         ),
         ("thread", "ascending", RACE),
     ),
-    "scaled_packet_past_the_end": Fault(
-        edit("reductions.cu", "number < window.num_packets()", "number <= window.num_packets()"),
-        "reductions.cu",
-        "reductions",
-        (("address", "ascending", OVERFLOW),),
-    ),
     # Targets
     "class_of_the_next_row": Fault(
         edit("cross_entropy_row.cuh", "index >= 0 && index < params.num_classes", "index >= 0"),
