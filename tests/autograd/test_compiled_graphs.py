@@ -11,6 +11,7 @@ import torch_abilities
 from losses import CROSS_ENTROPY, LOSSES, NLL_LOSS, REDUCTIONS, sample, sample_class_probabilities
 from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import fused_losses
@@ -211,6 +212,22 @@ def test_compiled_autograd_of_an_eager_forward(loss, reduction):
     (2 * loss.torchs(leaves[1] * 1, target, reduction=reduction)).sum().backward()
     assert_same(leaves[0].grad, leaves[1].grad)
     assert f"fused_losses.{loss.name}_backward.default" in backend.fused_operators()
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_compiled_autograd_of_what_was_saved_through_hooks(loss):
+    input, target = sample(loss, (6, 5))
+    leaves = [input.clone().requires_grad_() for _ in range(2)]
+    for leaf, context in zip(
+        leaves,
+        (nullcontext(), compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True))),
+        strict=True,
+    ):
+        with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+            value = loss.ours(leaf * 1, target)
+        with context:
+            value.backward()
+    assert_same(leaves[1].grad, leaves[0].grad)
 
 
 LINEAR = {
