@@ -324,7 +324,7 @@ def _against_layer(layer: LinearLayer, target: Tensor, *others: Tensor | None) -
     reason = reason_for_torch(input, target, class_weight)
     for tensor in (linear_weight, bias, *differentiable):
         if reason is None and tensor is not None:
-            reason = reason_of_companion(tensor, input) or ("the input is empty" if tensor.numel() == 0 else None)
+            reason = reason_of_companion(tensor, input) or reason_of_size(tensor)
     return reason
 
 

@@ -32,7 +32,7 @@ def pulled_back(
     with torch.enable_grad():
         aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
         wanted = [alias for alias, needs in zip(aliases, needed, strict=True) if alias is not None and needs]
-        if has_graph := not _has_no_graph() and all(alias.requires_grad for alias in wanted):
+        if has_graph := _may_record_graph() and all(alias.requires_grad for alias in wanted):
             result = function(*aliases)
             gradients = torch.autograd.grad(result, wanted, grad_output, create_graph=create_graph, allow_unused=True)
     if not has_graph:
@@ -46,8 +46,9 @@ def pulled_back(
     return [next(found) if needs else None for needs in needed]
 
 
-def _has_no_graph() -> bool:
-    return are_transforms_active() or torch.compiler.is_dynamo_compiling()
+def _may_record_graph() -> bool:
+    """See Note [Graphs of transforms]."""
+    return not (are_transforms_active() or torch.compiler.is_dynamo_compiling())
 
 
 def other_gradients(
