@@ -12,8 +12,17 @@ import torch.nn.functional as F
 def makes_tensors_over_memory() -> bool:
     """With a deleter, in its stable interface, from 2.11 on: without that no gradient is kept for the next one, and a
     compiled graph reads the logits twice."""
+    return _exports("torch_from_blob")
+
+
+def says_what_an_error_was() -> bool:
+    """In its stable interface, from 2.13 on."""
+    return _exports("torch_exception_get_what_without_backtrace")
+
+
+def _exports(name: str) -> bool:
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    return not library.exists() or hasattr(ctypes.CDLL(str(library)), "torch_from_blob")
+    return not library.exists() or hasattr(ctypes.CDLL(str(library)), name)
 
 
 def _layer_and_loss(input, linear_weight, target, *, linear_bias=None, **options):

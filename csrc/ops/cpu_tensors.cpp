@@ -5,6 +5,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "gradient_pool.h"
@@ -27,8 +28,9 @@ constexpr size_t kHugePage = size_t(2) << 20;
 void advise_huge_pages(void* memory, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   if (bytes < 2 * kHugePage) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + 4095) / 4096 * 4096;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / 4096 * 4096;
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / page * page;
   // Advice only: where the kernel does not take it nothing is lost.
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
@@ -84,12 +86,11 @@ std::optional<Tensor> tensor_over(void* data, const std::vector<int64_t>& sizes,
 
 Tensor empty_gradient(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type,
                       const Tensor& like) {
-  int64_t count = 1;
-  for (const int64_t size : sizes) count *= size;
-  const size_t bytes = static_cast<size_t>(count) * element_size(type);
-  if (std::optional<Tensor> gradient = pooled(sizes, strides, type, bytes)) return *gradient;
+  const std::optional<size_t> bytes = bytes_of(sizes, type);
+  if (!bytes.has_value()) return empty_strided(sizes, strides, type, like);  // torch's error
+  if (std::optional<Tensor> gradient = pooled(sizes, strides, type, *bytes)) return *gradient;
   Tensor gradient = empty_strided(sizes, strides, type, like);
-  advise_huge_pages(gradient.data_ptr(), bytes);
+  advise_huge_pages(gradient.data_ptr(), *bytes);
   return gradient;
 }
 

@@ -6,7 +6,7 @@
 //   Tensor run_to_loss()    the forward, and its losses reduced
 //   kPreparesGradients      whether the gradient may wait for the backward
 //   kRescalesGradients      whether the backward computes the forward's gradient anew in its place, with
-//   void set_gradient(gradient)
+//   void run_over(gradient)
 #pragma once
 
 #include <bit>
@@ -36,11 +36,11 @@ struct CrossEntropyOperators<Call, CrossEntropyOptions(Options...)> {
     const auto asked = CrossEntropyOptions::of(options...);
     if (asked.reduction == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
     Call call(logits, target, class_weight, asked, true);
-    Tensor gradient = call.new_gradient();
+    const Tensor gradient = call.new_gradient();
     call.params.mode = CrossEntropyMode::LossAndGradient;
     call.params.expected_grad_output = grad_output;
     Tensor loss = call.run_to_loss();
-    return {loss, gradient};
+    return {loss, call.as_returned(gradient)};
   }
 
   static std::tuple<Tensor, Tensor> with_statistics(const Tensor& logits, const Tensor& target,
@@ -69,9 +69,9 @@ struct CrossEntropyOperators<Call, CrossEntropyOptions(Options...)> {
     }
     Call call(logits, target, class_weight, asked, true);
     call.set_backward(grad_output, statistics);
-    Tensor gradient = call.new_gradient();
+    const Tensor gradient = call.new_gradient();
     call.run();
-    return gradient;
+    return call.as_returned(gradient);
   }
 
   // Whether it was written: not where the gradient has no place over the logits.
@@ -91,10 +91,9 @@ struct CrossEntropyOperators<Call, CrossEntropyOptions(Options...)> {
                                Options... options) {
     Call call(logits, target, class_weight, CrossEntropyOptions::of(options...), true);
     call.set_grad_output(grad_output);
-    call.set_gradient(gradient);
     call.params.expected_grad_output = prepared_for;
     call.params.mode = CrossEntropyMode::LossAndGradient;
-    call.run();
+    call.run_over(gradient);
   }
 
   static void implement(torch::stable::detail::StableLibrary& library) {
@@ -136,7 +135,7 @@ struct CrossEntropyOperators<Call, CrossEntropyOptions(Options...)> {
     call.params.mode = CrossEntropyMode::LossAndGradient;
     call.params.expected_grad_output = *expected;
     const Tensor loss = call.run_to_loss();
-    PreparedGradients::keep(statistics, *expected, gradient);
+    PreparedGradients::keep(statistics, *expected, call.as_returned(gradient));
     return {loss, statistics};
   }
 

@@ -119,13 +119,19 @@ void CrossEntropyProblem::set_target(const Tensor& target) {
   params.target = to_index_target(target_, shape_.num_classes, options_.ignore_index, class_weight_);
 }
 
-// What no kernel can walk is made contiguous first, as torch does.
+// What no kernel can walk is copied: to the strides of the gradient where they can walk these, else it is made
+// contiguous.
 void CrossEntropyProblem::set_layout(bool wants_gradient) {
-  std::optional<PositionLayout> layout = try_layout(wants_gradient);
-  if (!layout.has_value()) {
-    logits_ = torch::stable::contiguous(logits_);
-    if (is_probability()) target_ = as_contiguous(target_);
-    layout = try_layout(wants_gradient);
+  const std::vector<int64_t> strides = to_vector(logits_.strides());
+  returned_strides_ = dense_strides(sizes_, strides);
+  gradient_strides_ = wants_gradient ? returned_strides_ : strides;
+  std::optional<PositionLayout> layout = try_layout();
+  for (const auto& copied : {returned_strides_, contiguous_strides(sizes_)}) {
+    if (layout.has_value()) break;
+    logits_ = at_strides(logits_, copied);
+    if (is_probability()) target_ = at_strides(target_, copied);
+    gradient_strides_ = copied;
+    layout = try_layout();
   }
   params.logits = logits_.data_ptr();
   params.inner_size = layout->inner_size;
@@ -136,12 +142,11 @@ void CrossEntropyProblem::set_layout(bool wants_gradient) {
     params.probability_layout = layout->layouts[2];
   }
   contiguous_classes_ = layout->contiguous_classes;
+  if (!contiguous_classes_ && params.num_classes > INT32_MAX) refuse("2^31 classes and more along a strided axis");
 }
 
-std::optional<PositionLayout> CrossEntropyProblem::try_layout(bool wants_gradient) {
-  const std::vector<int64_t> logits_strides = to_vector(logits_.strides());
-  gradient_strides_ = wants_gradient ? dense_strides(sizes_, logits_strides) : logits_strides;
-  std::vector<std::vector<int64_t>> strides{logits_strides, gradient_strides_};
+std::optional<PositionLayout> CrossEntropyProblem::try_layout() const {
+  std::vector<std::vector<int64_t>> strides{to_vector(logits_.strides()), gradient_strides_};
   if (is_probability()) strides.push_back(to_vector(target_.strides()));
   return position_layout(sizes_, shape_.class_dim, strides);
 }

@@ -32,7 +32,6 @@ struct CrossEntropyOptions {
 
 class CrossEntropyProblem {
  public:
-  // The gradient keeps the logits' order of axes where it has memory of its own.
   CrossEntropyProblem(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& class_weight,
                       const CrossEntropyOptions& options, bool wants_gradient);
 
@@ -42,7 +41,11 @@ class CrossEntropyProblem {
   const ClassShape& shape() const { return shape_; }
   const Tensor& logits() const { return logits_; }
   const std::vector<int64_t>& sizes() const { return sizes_; }
+  // Of the gradient that the kernels write, in memory of its own.
   const std::vector<int64_t>& gradient_strides() const { return gradient_strides_; }
+  // Of the one that the operators return, those of torch.empty_like(logits): others where no kernel can walk these.
+  const std::vector<int64_t>& returned_strides() const { return returned_strides_; }
+  Tensor as_returned(const Tensor& gradient) const { return at_strides(gradient, returned_strides_); }
   const std::optional<Tensor>& class_weight() const { return class_weight_; }
   bool is_probability() const { return params.target_kind == TargetKind::Probability; }
   bool has_contiguous_classes() const { return contiguous_classes_; }
@@ -68,7 +71,7 @@ class CrossEntropyProblem {
   void check_terms() const;
   void set_target(const Tensor& target);
   void set_layout(bool wants_gradient);
-  std::optional<PositionLayout> try_layout(bool wants_gradient);
+  std::optional<PositionLayout> try_layout() const;
 
   CrossEntropyOptions options_;
   std::vector<int64_t> sizes_;
@@ -78,6 +81,7 @@ class CrossEntropyProblem {
   std::optional<Tensor> class_weight_;
   std::optional<Tensor> grad_output_;
   std::optional<Tensor> statistics_;
+  std::vector<int64_t> returned_strides_;
   std::vector<int64_t> gradient_strides_;
   bool contiguous_classes_ = false;
 };

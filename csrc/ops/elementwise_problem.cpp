@@ -5,18 +5,6 @@
 namespace fused_losses {
 namespace {
 
-// Every element once, no gaps: memory can be swept as if it had one axis.
-bool is_dense(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
-  const std::vector<size_t> order = storage_order(strides);
-  int64_t expected = 1;
-  for (size_t i = order.size(); i-- > 0;) {
-    if (sizes[order[i]] == 1) continue;
-    if (strides[order[i]] != expected) return false;
-    expected *= sizes[order[i]];
-  }
-  return true;
-}
-
 BroadcastOperand broadcast_operand(const std::optional<Tensor>& operand, const std::vector<int64_t>& sizes,
                                    const std::vector<size_t>& order, ScalarType input_type, ScalarType target_type) {
   BroadcastOperand result;
@@ -59,7 +47,7 @@ ElementwiseProblem::ElementwiseProblem(const ElementwiseOperands& operands, int6
       input_(operands.input),
       target_(operands.target),
       sizes_(to_vector(operands.input.sizes())),
-      strides_(to_vector(operands.input.strides())) {
+      strides_(dense_strides(sizes_, to_vector(operands.input.strides()))) {
   check_tensor(input_, input_);
   for (const std::optional<Tensor>& operand : {std::optional(target_), operands.weight, operands.pos_weight}) {
     if (operand.has_value()) check_tensor(*operand, input_);
@@ -74,11 +62,8 @@ ElementwiseProblem::ElementwiseProblem(const ElementwiseOperands& operands, int6
   }
   params.num_elements = input_.numel();
   if (params.num_elements == 0) refuse("empty tensors have no kernel");
-  if (!is_dense(sizes_, strides_)) {
-    input_ = torch::stable::contiguous(input_);
-    strides_ = to_vector(input_.strides());
-  }
-  target_ = in_storage_order(target_);
+  input_ = at_strides(input_, strides_);
+  target_ = at_strides(target_, strides_);
   params.input = input_.data_ptr();
   params.target = target_.data_ptr();
   const std::vector<size_t> order = storage_order(strides_);
@@ -111,17 +96,9 @@ std::optional<Tensor> ElementwiseProblem::set_grad_output(const Tensor& grad_out
     return grad_output;
   }
   if (to_vector(grad_output.sizes()) != sizes_) refuse("grad_output does not fit the loss");
-  grad_output_ = in_storage_order(cast(grad_output, loss_type()));
+  grad_output_ = at_strides(cast(grad_output, loss_type()), strides_);
   params.grad_output = grad_output_->data_ptr();
   return std::nullopt;
-}
-
-// The same elements at the input's strides.
-Tensor ElementwiseProblem::in_storage_order(const Tensor& tensor) const {
-  if (to_vector(tensor.strides()) == strides_) return tensor;
-  Tensor reordered = empty_strided(sizes_, strides_, tensor.scalar_type(), tensor);
-  torch::stable::copy_(reordered, tensor);
-  return reordered;
 }
 
 }  // namespace fused_losses

@@ -25,7 +25,7 @@ class ElementwiseProblem {
   Reduction reduction() const { return reduction_; }
   const Tensor& input() const { return input_; }
   const std::vector<int64_t>& sizes() const { return sizes_; }
-  const std::vector<int64_t>& strides() const { return strides_; }  // of input, gradient and losses
+  const std::vector<int64_t>& strides() const { return strides_; }  // of all tensors of these sizes: the input's, dense
   ScalarType loss_type() const { return target_.scalar_type(); }
   double denominator() const { return reduction_ == Reduction::Mean ? static_cast<double>(params.num_elements) : 1.0; }
 
@@ -40,8 +40,6 @@ class ElementwiseProblem {
   std::optional<Tensor> set_grad_output(const Tensor& grad_output);
 
  private:
-  Tensor in_storage_order(const Tensor& tensor) const;
-
   Reduction reduction_;
   Tensor input_;
   Tensor target_;

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <unistd.h>
 #endif
 
 #include <algorithm>
@@ -19,7 +20,6 @@ namespace fused_losses::gradient_pool {
 #if defined(__linux__) && defined(MADV_FREE) && defined(MADV_HUGEPAGE)
 namespace {
 
-constexpr size_t kPage = size_t(4) << 10;
 constexpr size_t kHugePage = size_t(2) << 20;
 // Smaller gradients are recycled by the C library's own heap.
 constexpr size_t kSmallestBytes = size_t(1) << 20;
@@ -47,6 +47,7 @@ bool read_overcommit_is_strict() {
 }
 
 struct Pool {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const bool overcommit_is_strict = read_overcommit_is_strict();  // of the machine, so once
   std::mutex mutex;                                               // of everything but the limit that holds
   std::vector<Idle> idle;                                         // the longest idle first
@@ -161,7 +162,7 @@ Memory map(size_t bytes) {
   char* const begin = static_cast<char*>(mapped);
   const size_t skipped = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
   if (skipped > 0) munmap(begin, skipped);
-  if (skipped < kHugePage) munmap(begin + skipped + bytes, kHugePage - skipped);
+  munmap(begin + skipped + bytes, kHugePage - skipped);
   madvise(begin + skipped, bytes, MADV_HUGEPAGE);  // advice: where the system does not take it nothing is lost
   return {begin + skipped, bytes};
 }
@@ -175,7 +176,7 @@ Memory take(size_t bytes) {
     return {};
   }
   if (bytes > limit()) return {};
-  bytes = (bytes + kPage - 1) / kPage * kPage;
+  bytes = (bytes + pool.page - 1) / pool.page * pool.page;
   {
     const Lock lock(pool.mutex);
     const Memory memory = take_idle(bytes);

@@ -17,7 +17,7 @@ NLLLossProblem::NLLLossProblem(const Tensor& input, const Tensor& target, const 
   set_target(weight);
   std::optional<PositionLayout> layout = position_layout(sizes_, shape_.class_dim, {to_vector(input.strides())});
   if (!layout.has_value()) {
-    input_ = torch::stable::contiguous(input);
+    input_ = as_contiguous(input);
     layout = position_layout(sizes_, shape_.class_dim, {to_vector(input_->strides())});
   }
   params.input = input_->data_ptr();

@@ -108,10 +108,9 @@ bool PreparedGradients::is_ticket(const Tensor& tensor) {
 
 std::optional<Tensor> PreparedGradients::new_ticket(const std::vector<int64_t>& sizes, ScalarType type,
                                                     const CallKey& key) {
-  size_t bytes = element_size(type);
-  for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
-  bytes = (bytes + kTicketAlignment - 1) / kTicketAlignment * kTicketAlignment;
-  void* data = std::aligned_alloc(kTicketAlignment, bytes);
+  const std::optional<size_t> bytes = bytes_of(sizes, type);
+  if (!bytes.has_value()) return std::nullopt;
+  void* data = std::aligned_alloc(kTicketAlignment, (*bytes + kTicketAlignment - 1) / kTicketAlignment * kTicketAlignment);
   if (data == nullptr) return std::nullopt;
   std::optional<Tensor> ticket = tensor_over(data, sizes, contiguous_strides(sizes), type, free_ticket, nullptr);
   if (!ticket.has_value()) {

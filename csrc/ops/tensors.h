@@ -68,10 +68,6 @@ inline Reduction to_reduction(int64_t reduction) {
 // Refuses a tensor on another device than the reference's, and one whose storage was freed.
 void check_tensor(const Tensor& tensor, const Tensor& reference);
 
-inline Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
 inline Tensor cast(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
@@ -88,12 +84,20 @@ bool overlaps(const std::vector<int64_t>& sizes, const std::vector<int64_t>& str
 // The axes from the slowest to the fastest in memory.
 std::vector<size_t> storage_order(const std::vector<int64_t>& strides);
 
-// Strides without gaps or overlaps in the order of the given ones, as torch.empty_like makes them.
+// The strides of torch.empty_like, whose copy of this rule torch.compile believes: dense ones as they are, else without
+// gaps or overlaps in the order of the given ones.
 std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides);
+
+// How much memory that many elements need; nothing where that is no number.
+std::optional<size_t> bytes_of(const std::vector<int64_t>& sizes, ScalarType type);
 
 // Uninitialised memory on the device of `like`.
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type,
                      const Tensor& like);
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like);
+
+// The same elements at these strides: the tensor itself, or a copy.
+Tensor at_strides(const Tensor& tensor, const std::vector<int64_t>& strides);
+Tensor as_contiguous(const Tensor& tensor);
 
 }  // namespace fused_losses

@@ -73,7 +73,7 @@ void TokenStatisticsProblem::set_layout(const std::vector<int64_t>& sizes) {
   const int class_dim = static_cast<int>(sizes.size()) - 1;
   std::optional<PositionLayout> layout = position_layout(sizes, class_dim, {to_vector(logits_.strides())});
   if (!layout.has_value() || !layout->contiguous_classes) {
-    logits_ = torch::stable::contiguous(logits_);
+    logits_ = as_contiguous(logits_);
     layout = position_layout(sizes, class_dim, {to_vector(logits_.strides())});
   }
   params.logits = logits_.data_ptr();

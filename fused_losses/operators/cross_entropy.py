@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..routing import HALF_DTYPES
+from ..routing import HALF_DTYPES, is_compiling
 from ..torch_losses import torch_function
 from .batching import batch_first, call_one_by_one, reduce_stack, spread_stack
 from .class_axis import (
@@ -38,6 +38,8 @@ from .class_axis import (
 from .composite import other_gradients, second_gradients
 from .registration import MEAN, NONE, REDUCTION_NAMES, Operator, call
 from .row_terms import RowTerms, composite_with_terms, has_terms
+
+_MOST_STRIDED_CLASSES = 2**31 - 1
 
 _Options = tuple[Any, ...]  # reduction, ignore_index, label_smoothing, promote, and RowTerms if there are any
 
@@ -63,6 +65,8 @@ def refusal(
     """Why the kernels do not compute this cross-entropy, or ``None``."""
     if logits.dtype not in FLOAT_DTYPES or logits.dim() == 0:
         return "the logits are no floating-point tensor with a class axis"
+    if not is_compiling() and logits.numel() > _MOST_STRIDED_CLASSES and _has_too_many_strided_classes(logits):
+        return "there are 2^31 classes and more along a strided axis"
     if (reason := refusal_of_ignore_index(ignore_index)) is not None:
         return reason
     if not (type(label_smoothing) in (float, int) and 0 <= label_smoothing <= 1):
@@ -75,6 +79,11 @@ def refusal(
     elif (reason := refusal_of_class_indices(logits, target)) is not None:
         return reason
     return refusal_of_class_weight(logits, class_weight, promote)
+
+
+def _has_too_many_strided_classes(logits: Tensor) -> bool:
+    dim = class_dim(logits.shape)
+    return logits.shape[dim] > _MOST_STRIDED_CLASSES and logits.stride(dim) != 1
 
 
 # Fake kernels

@@ -4,8 +4,12 @@ import re
 
 import pytest
 import torch
+import torch_abilities
 from bad_calls import BAD_CALLS
-from losses import BINARY_CROSS_ENTROPY, BINARY_LOSSES, CLASS_LOSSES, CROSS_ENTROPY, LOSSES, sample
+from losses import BINARY_CROSS_ENTROPY, BINARY_LOSSES, CLASS_LOSSES, CROSS_ENTROPY, LOSSES, NLL_LOSS, sample
+
+import fused_losses
+from fused_losses import _ops
 
 
 def error_of(function, positional, options):
@@ -120,3 +124,24 @@ def test_tensors_on_different_devices(loss, device):
     input = torch.rand(4, 5, device=device)
     torchs = error_of(loss.torchs, (input, other), {})
     assert type(error_of(loss.ours, (input, other), {})) is type(torchs)
+
+
+@pytest.mark.parametrize("num_classes", [2**45, 2**61 + 2**17], ids=["too many bytes", "no number of bytes"])
+def test_memory_that_cannot_be_had_is_torchs_error(num_classes):
+    input = torch.zeros(1, 1, 2, requires_grad=True).expand(1, num_classes, 2)
+
+    def gradient(loss):
+        return torch.autograd.grad(loss(input, torch.tensor([[5, 3]]), reduction="sum"), input)
+
+    errors = [error_of(gradient, (loss,), {}) for loss in (NLL_LOSS.torchs, NLL_LOSS.ours)]
+    assert type(errors[0]) is type(errors[1]) is RuntimeError
+    if torch_abilities.says_what_an_error_was():
+        assert str(errors[1]).startswith(str(errors[0]))  # ours may say the strides besides
+
+
+def test_more_classes_than_a_kernel_counts_along_a_strided_axis():
+    logits = torch.zeros(1, 1, 2).expand(1, 2**31, 2)
+    words = fused_losses.explain(CROSS_ENTROPY.ours, logits, torch.zeros(1, 2, dtype=torch.int64))
+    assert words == "torch's own cross_entropy: there are 2^31 classes and more along a strided axis"
+    with pytest.raises(RuntimeError, match=r"2\^31 classes and more along a strided axis"):
+        _ops.cross_entropy_forward(logits, torch.zeros(1, 2, dtype=torch.int64), None, 1, -100, 0.0, False)

@@ -16,9 +16,6 @@ class Call : public CrossEntropyProblem {
        const CrossEntropyOptions& options, bool wants_gradient)
       : CrossEntropyProblem(logits, target, class_weight, options, wants_gradient), scope_(logits), scratch_(logits) {
     params.softcap = options.softcap;
-    if (params.logits_layout.class_stride != 1 && params.num_classes > INT32_MAX) {
-      refuse("2^31 classes and more along a strided axis");
-    }
     if (class_weight.has_value() && params.target_kind == TargetKind::SmoothedIndex) {
       sum_class_weights(params.target, scratch_.class_weight_sum(), stream());
       params.device_class_weight_sum = scratch_.class_weight_sum();
@@ -43,12 +40,16 @@ class Call : public CrossEntropyProblem {
     return gradient;
   }
 
-  // A gradient that this call's forward made.
-  void set_gradient(const Tensor& gradient) {
-    params.gradient = memory_of_gradient(gradient, sizes(), gradient_strides(), logits());
-  }
-
   void run() const { cross_entropy(params, stream()); }
+
+  // In the place of a gradient that this call's forward made.
+  void run_over(Tensor gradient) {
+    check_gradient(gradient, sizes(), returned_strides(), logits());
+    const Tensor of_kernels = at_strides(gradient, gradient_strides());
+    params.gradient = of_kernels.data_ptr();
+    run();
+    if (of_kernels.data_ptr() != gradient.data_ptr()) torch::stable::copy_(gradient, of_kernels);
+  }
 
   // Runs the forward and reduces the losses.
   Tensor run_to_loss() {

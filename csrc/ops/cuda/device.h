@@ -62,15 +62,14 @@ class Scratch {
   std::optional<Tensor> memory_;
 };
 
-// The memory of a gradient that was made by the forward of this call, with these sizes and strides.
-inline void* memory_of_gradient(const Tensor& gradient, const std::vector<int64_t>& sizes,
-                                const std::vector<int64_t>& strides, const Tensor& input) {
+// Refuses what is no gradient that the forward of this call made, with these sizes and strides.
+inline void check_gradient(const Tensor& gradient, const std::vector<int64_t>& sizes,
+                           const std::vector<int64_t>& strides, const Tensor& input) {
   check_tensor(gradient, input);
   if (to_vector(gradient.sizes()) != sizes || to_vector(gradient.strides()) != strides ||
       gradient.scalar_type() != input.scalar_type()) {
     refuse("the gradient is not that of this call");
   }
-  return gradient.data_ptr();
 }
 
 // The scalar loss from `count` partial sums, over a divisor known here or on the device.

@@ -24,7 +24,8 @@ class ElementwiseCall : public ElementwiseProblem {
 
   // A gradient that this call's forward made.
   void set_gradient(const Tensor& gradient) {
-    params.gradient = memory_of_gradient(gradient, sizes(), strides(), input());
+    check_gradient(gradient, sizes(), strides(), input());
+    params.gradient = gradient.data_ptr();
   }
 
   // A value that is the same for all elements stays on the device.
