@@ -15,7 +15,7 @@ from .operators.row_terms import refusal as refusal_of_terms
 from .route_log import note
 from .routing import is_differentiated, kernel_route, promotes, reason_for_torch, without_waiting_wrapper
 
-__all__ = ["cross_entropy_beyond_torch", "reason_for_composite"]
+__all__ = ["check_beyond_torch", "cross_entropy_beyond_torch", "reason_for_composite"]
 
 
 def reason_for_composite(
@@ -47,24 +47,14 @@ def cross_entropy_beyond_torch(
     inplace_gradient: bool,
 ) -> Tensor:
     """See :func:`fused_losses.functional.cross_entropy`."""
-    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
-        raise TypeError("cross_entropy takes tensors of logits and targets")
-    if not input.is_floating_point():
-        raise NotImplementedError(f"cross_entropy is not implemented for logits of {input.dtype}")
-    if terms.focal_gamma and (label_smoothing or target.is_floating_point()):
-        raise ValueError("focal_gamma is for class indices without label smoothing")
+    check_beyond_torch(input, target, label_smoothing, terms, token_weight)
     wrapper, input = input, without_waiting_wrapper(input)
     inplace_gradient = inplace_gradient and input is wrapper
     options = (ignore_index, label_smoothing)
     if token_weight is None:
         return _with_terms(input, target, weight, reduction, *options, promotes(input), terms, inplace_gradient)
-    check_token_weight(token_weight, position_sizes(input.shape))
     counted = target
     if not (target.is_floating_point() or is_differentiated(token_weight)):
-        if target.dtype not in INDEX_DTYPES:
-            raise RuntimeError(f"expected class indices of type int64, int32 or uint8, got {target.dtype}")
-        if target.shape != token_weight.shape:
-            raise ValueError(f"Expected target of shape {list(token_weight.shape)}, got {list(target.shape)}")
         # What counts for nothing is left out, unless it is no class: that is an error in any case.
         is_left_out = (token_weight == 0) & is_class(target, input.shape[class_dim(input.shape)])
         counted = torch.where(is_left_out, ignore_index, target.long())
@@ -77,6 +67,27 @@ def cross_entropy_beyond_torch(
     if reduction == MEAN:
         losses = losses / mean_denominator(target, weight, ignore_index, input)
     return losses.to(dtype)
+
+
+def check_beyond_torch(
+    input: Tensor, target: Tensor, label_smoothing: float, terms: RowTerms, token_weight: Tensor | None
+) -> None:
+    """Raises where the tensors and options do not go together, of which torch's function knows nothing."""
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        raise TypeError("cross_entropy takes tensors of logits and targets")
+    if not input.is_floating_point():
+        raise NotImplementedError(f"cross_entropy is not implemented for logits of {input.dtype}")
+    if terms.focal_gamma and (label_smoothing or target.is_floating_point()):
+        raise ValueError("focal_gamma is for class indices without label smoothing")
+    if token_weight is None:
+        return
+    check_token_weight(token_weight, position_sizes(input.shape))
+    if target.is_floating_point() or is_differentiated(token_weight):
+        return
+    if target.dtype not in INDEX_DTYPES:
+        raise RuntimeError(f"expected class indices of type int64, int32 or uint8, got {target.dtype}")
+    if target.shape != token_weight.shape:
+        raise ValueError(f"Expected target of shape {list(token_weight.shape)}, got {list(target.shape)}")
 
 
 def _with_terms(

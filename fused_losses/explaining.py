@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.nn._reduction import legacy_get_string
 
 from . import _C, functional
-from .linear_losses import reason_against_chunks
+from .autograd.eager import saves_through_hooks
+from .focal import reason_against_sigmoid_focal_loss
+from .linear_losses import reason_against_chunks, reason_against_statistics_by_chunks
 from .linear_modules import LinearCrossEntropyLoss, layer_of
-from .route_log import BY_CLASSES
+from .route_log import BY_CLASSES, WATCHED
 from .routing import is_dtensor, kernel_route, may_be_differentiated
+from .tokens import reason_against_token_statistics
 from .torch_losses import LINEAR_CROSS_ENTROPY, NAMES, original_of
 from .ways import way_of_call
 
@@ -26,7 +29,18 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.BCEWithLogitsLoss: "binary_cross_entropy_with_logits",
     getattr(nn, "LinearCrossEntropyLoss", LinearCrossEntropyLoss): LINEAR_CROSS_ENTROPY,
 }
-_LOSSES = (*NAMES, LINEAR_CROSS_ENTROPY)
+
+# Of each function that decides for itself: why torch's operators compute a call, and the tensors that it may be
+# differentiated with respect to.
+_LAYER = ("input", "linear_weight", "linear_bias")
+_DECIDING: dict[str, tuple[Callable[..., str | None], tuple[str, ...]]] = {
+    LINEAR_CROSS_ENTROPY: (reason_against_chunks, _LAYER),
+    "linear_token_statistics": (reason_against_statistics_by_chunks, _LAYER),
+    "sigmoid_focal_loss": (reason_against_sigmoid_focal_loss, ("inputs",)),
+    "token_statistics": (reason_against_token_statistics, ("logits",)),
+}
+_LOSSES = (*NAMES, *_DECIDING)
+_WITHOUT_PREPARATION = ("nll_loss", "linear_token_statistics", "sigmoid_focal_loss", "token_statistics")
 
 # What a module keeps for its calls.
 _KEPT = (
@@ -39,13 +53,15 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """Which way the call ``function(*args, **kwargs)`` would take here and now, and why. Nothing is computed.
 
     Args:
-        function: one of the losses that :mod:`torch.nn.functional` has, by its function there or here, or by a module.
-            Of torch's the answer is what happens under :func:`fused_losses.patch`.
+        function: one of the losses that :mod:`torch.nn.functional` has, by its function there or here, or by a module:
+            of torch's the answer is what happens under :func:`fused_losses.patch`. Or ``sigmoid_focal_loss``,
+            ``token_statistics`` or ``linear_token_statistics``.
         args: as for the call.
         kwargs: as for the call.
 
     Raises:
-        TypeError: ``function`` is no loss that this package has, or does not take these arguments.
+        TypeError: ``function`` is none of these, or does not take these arguments.
+        Exception: what the call raises, if what is wrong with it is nothing that torch's own function has to say.
 
     Example::
 
@@ -63,10 +79,10 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     bound = inspect.signature(getattr(functional, name)).bind(*args, **{**options, **kwargs})
     bound.apply_defaults()
     arguments = bound.arguments
-    if name == LINEAR_CROSS_ENTROPY:
-        reason = reason_against_chunks(**arguments)
-        inputs = [arguments[key] for key in ("input", "linear_weight", "linear_bias")]
-        return _in_words(name, reason, kernel_route(), inputs, arguments)
+    if name in _DECIDING:
+        reason_against, inputs = _DECIDING[name]
+        reason = reason_against(**arguments)
+        return _in_words(name, reason, kernel_route(), [arguments[key] for key in inputs], arguments)
     size_average, reduce = arguments.pop("size_average"), arguments.pop("reduce")
     if size_average is not None or reduce is not None:
         arguments["reduction"] = legacy_get_string(size_average, reduce, emit_warning=False)
@@ -94,16 +110,25 @@ def _in_words(name: str, reason: str | None, route: str, inputs: list[Any], argu
     if reason is not None:
         return f"torch's own {name}: {reason}"
     tensors = [tensor for tensor in inputs if tensor is not None]
-    reduction = "none" if route == BY_CLASSES else arguments["reduction"]  # its backward reads the logits again
-    return f"{route} of {name}: {_kernel(tensors, reduction, arguments.get('inplace_gradient'))}"
+    place = f"CPU, {_C.cpu_capability()}" if tensors[0].is_cpu else "CUDA"
+    return f"{route} of {name}: {place}, {_gradient(name, route, tensors, arguments)}"
 
 
-def _kernel(inputs: list[Tensor], reduction: str, inplace_gradient: bool | None) -> str:
-    place = f"CPU, {_C.cpu_capability()}" if inputs[0].is_cpu else "CUDA"
+def _gradient(name: str, route: str, inputs: list[Tensor], arguments: dict[str, Any]) -> str:
     if not any(may_be_differentiated(tensor, kernel_route()) for tensor in inputs):
-        return f"{place}, without a gradient"
-    if inplace_gradient:
-        return f"{place}, the backward writes the gradient over the logits where nothing else needs them"
-    if reduction == "none":
-        return f"{place}, the backward computes the gradient"
-    return f"{place}, with its gradient"
+        return "without a gradient"
+    if arguments.get("inplace_gradient"):
+        return "the backward writes the gradient over the logits where nothing else needs them"
+    if _prepares(name, route, arguments):
+        return "with its gradient"
+    return "the backward computes the gradient"
+
+
+def _prepares(name: str, route: str, arguments: dict[str, Any]) -> bool:
+    """Whether the forward computes the gradient, unless that is known to be lost work."""
+    if name in _WITHOUT_PREPARATION or arguments["reduction"] == "none":
+        return False
+    if route in (BY_CLASSES, WATCHED) or saves_through_hooks():
+        return False
+    token_weight = arguments.get("token_weight")
+    return token_weight is None or (name == LINEAR_CROSS_ENTROPY and not token_weight.requires_grad)

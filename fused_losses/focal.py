@@ -9,7 +9,7 @@ from torch.overrides import handle_torch_function
 from .operators.registration import REDUCTIONS, call
 from .operators.sigmoid_focal_loss import composite, refusal
 from .route_log import note
-from .routing import has_overrides, kernel_route, promotes, reason_for_torch
+from .routing import OVERRIDDEN, has_overrides, kernel_route, promotes, reason_for_torch
 
 __all__ = ["sigmoid_focal_loss"]
 
@@ -54,6 +54,26 @@ def sigmoid_focal_loss(
         return handle_torch_function(
             sigmoid_focal_loss, (inputs, targets), inputs, targets, alpha=alpha, gamma=gamma, reduction=reduction
         )
+    targets, options, reason = _asked(inputs, targets, alpha, gamma, reduction)
+    if reason is None:
+        note("sigmoid_focal_loss", kernel_route())
+        loss: Tensor = call("sigmoid_focal_loss", inputs, targets, *options)
+        return loss
+    note("sigmoid_focal_loss", f"torch: {reason}")
+    return composite(options, inputs, targets.to(torch.promote_types(inputs.dtype, targets.dtype)))
+
+
+def reason_against_sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str
+) -> str | None:
+    """Why torch's operators compute this call of :func:`sigmoid_focal_loss`, or ``None``."""
+    return OVERRIDDEN if has_overrides(inputs, targets) else _asked(inputs, targets, alpha, gamma, reduction)[-1]
+
+
+def _asked(
+    inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str
+) -> tuple[Tensor, tuple[float, float, int], str | None]:
+    """The targets and options that the operators take, and why they do not take the call. Errors are torchvision's."""
     if not (0 <= alpha <= 1 or alpha == -1):
         raise ValueError(f"Invalid alpha value: {alpha}. alpha must be in the range [0,1] or -1 for ignore.")
     if not gamma >= 0:
@@ -65,12 +85,4 @@ def sigmoid_focal_loss(
     if promotes(inputs) and targets.dtype.itemsize == 2:
         targets = targets.float()
     options = (float(alpha), float(gamma), REDUCTIONS[reduction])
-    reason = reason_for_torch(inputs, targets) or refusal(inputs, targets)
-    if reason is None:
-        note("sigmoid_focal_loss", kernel_route())
-        loss: Tensor = call("sigmoid_focal_loss", inputs, targets, *options)
-        return loss
-    note("sigmoid_focal_loss", f"torch: {reason}")
-    if not targets.is_floating_point() or targets.dtype != torch.promote_types(inputs.dtype, targets.dtype):
-        targets = targets.to(torch.promote_types(inputs.dtype, targets.dtype))
-    return composite(options, inputs, targets)
+    return targets, options, reason_for_torch(inputs, targets) or refusal(inputs, targets)

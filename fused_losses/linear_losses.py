@@ -248,6 +248,49 @@ def linear_token_statistics(
 
     Source: `Group Relative Policy Optimization <https://arxiv.org/abs/2402.03300>`_ asks for these.
     """
+    layer, options, reason = _statistics_asked(
+        input, linear_weight, target, linear_bias, logit_scale, softcap, ignore_index
+    )
+    arguments = (*layer.autocast(), target.flatten())
+    route = kernel_route()
+    note("linear_token_statistics", route if reason is None else f"torch: {reason}")
+    if reason is not None:
+        results: tuple[Tensor, ...] = composite_statistics(options, *arguments)
+    elif route == COMPILED:
+        results = linear_token_statistics_in_a_graph(options, *arguments)
+    else:
+        differentiates = records_graph() and any(t is not None and t.requires_grad for t in arguments)
+        if differentiates:
+            results = LinearTokenStatisticsFunction.apply(*arguments, options)  # type: ignore[no-untyped-call]
+        else:
+            results = fused_linear_token_statistics(options, *arguments)[:-1]
+    return TokenStatistics(*(result.view(layer.positions()) for result in results))
+
+
+def reason_against_statistics_by_chunks(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    ignore_index: int,
+) -> str | None:
+    """Why torch's operators compute this call of :func:`linear_token_statistics`, or ``None``."""
+    return _statistics_asked(input, linear_weight, target, linear_bias, logit_scale, softcap, ignore_index)[-1]
+
+
+def _statistics_asked(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    ignore_index: int,
+) -> tuple[LinearLayer, tuple[float, float, int], str | None]:
+    """The layer, the options, and why torch's operators compute the statistics; errors of what fits nowhere."""
     terms = row_terms(logit_scale, softcap, 0.0, 0.0)
     if linear_weight.dim() != 2:
         raise RuntimeError(f"expected linear_weight with dimensionality 2, got {linear_weight.dim()}")
@@ -261,29 +304,16 @@ def linear_token_statistics(
     if target.dtype not in INDEX_DTYPES:
         raise ValueError(f"targets must be class indices, not {target.dtype}")
     require_floating_point(input)
-    arguments = (*layer.autocast(), target.flatten())
+    if has_overrides(input, linear_weight, linear_bias, target):
+        return layer, options, OVERRIDDEN
     reason = (
-        OVERRIDDEN
-        if has_overrides(input, linear_weight, linear_bias, target)
-        else _against_layer(layer, target, None)
+        _against_layer(layer, target, None)
         or layer.refusal_of_types()
         or refusal_of_statistics(layer.stand_in(), target.flatten(), *options)
     )
-    route = kernel_route()
-    if reason is None and route == WATCHED:
+    if reason is None and kernel_route() == WATCHED:
         reason = SEEN_BY_TORCH
-    note("linear_token_statistics", route if reason is None else f"torch: {reason}")
-    if reason is not None:
-        results: tuple[Tensor, ...] = composite_statistics(options, *arguments)
-    elif route == COMPILED:
-        results = linear_token_statistics_in_a_graph(options, *arguments)
-    else:
-        differentiates = records_graph() and any(t is not None and t.requires_grad for t in arguments)
-        if differentiates:
-            results = LinearTokenStatisticsFunction.apply(*arguments, options)  # type: ignore[no-untyped-call]
-        else:
-            results = fused_linear_token_statistics(options, *arguments)[:-1]
-    return TokenStatistics(*(result.view(layer.positions()) for result in results))
+    return layer, options, reason
 
 
 def _torch_takes(input: Tensor, target: Tensor) -> bool:

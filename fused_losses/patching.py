@@ -45,14 +45,14 @@ def _apply_state() -> None:
             setattr(F, name, fused if wanted else original_of(current))
 
 
-def patch(also: Iterable[ModuleType | str] = ()) -> None:
+def patch(also: Iterable[ModuleType | str] | ModuleType | str = ()) -> None:
     """Replace the losses in :mod:`torch.nn.functional`, and so in every module that calls them there.
 
     Names that were imported from it before (``from torch.nn.functional import cross_entropy``) stay torch's, and cannot
     be pickled as long as others stand in their place. May be called any number of times, from any thread.
 
     Args:
-        also: modules, or names of modules, in which such names are replaced too, as are default arguments, attributes
+        also: modules, or names of modules, or one of them, in which such names are replaced too, as are default arguments, attributes
             of classes and items of tables that are one of these functions; in the modules below them as well.
             :func:`fused_losses.explain_patch` lists those that are loaded.
 
@@ -60,7 +60,8 @@ def patch(also: Iterable[ModuleType | str] = ()) -> None:
         ValueError: one of ``also`` is not loaded.
     """
     global _patched_for_good
-    names = [module if isinstance(module, str) else module.__name__ for module in also]
+    modules = (also,) if isinstance(also, (str, ModuleType)) else also
+    names = [module if isinstance(module, str) else module.__name__ for module in modules]
     for name in names:
         if name not in sys.modules:
             raise ValueError(f"no module {name!r} is loaded")

@@ -73,22 +73,9 @@ def token_statistics(
 
     Source: softcap as in `Gemma 2 <https://arxiv.org/abs/2408.00118>`_; derivatives: ``csrc/core/token_statistics.h``.
     """
-    terms = row_terms(logit_scale, softcap, 0.0, 0.0)
-    if logits.dim() == 0 or target.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"Expected target of shape {list(logits.shape[:-1])} for logits of shape {list(logits.shape)}, "
-            f"got {list(target.shape)}"
-        )
-    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
-        raise ValueError(f"targets must be class indices, not {target.dtype}")
-    require_floating_point(logits)
-    options = (terms.logit_scale, terms.softcap, ignore_index)
+    options = _checked_options(logits, target, logit_scale, softcap, ignore_index)
     logits = without_waiting_wrapper(logits)
-    reason = (
-        OVERRIDDEN
-        if has_overrides(logits, target)
-        else reason_for_torch(logits, target) or refusal(logits, target, *options)
-    )
+    reason = _against_kernel(logits, target, options)
     if reason is None:
         note("token_statistics", kernel_route())
         log_prob, log_sum_exp, entropy, argmax, _ = call("token_statistics", logits, target, *options)
@@ -98,3 +85,32 @@ def token_statistics(
     with torch.no_grad():
         argmax = LogitTransform(*options[:2]).argmax(logits)
     return TokenStatistics(log_prob, log_sum_exp, entropy, argmax)
+
+
+def reason_against_token_statistics(
+    logits: Tensor, target: Tensor, *, logit_scale: float, softcap: float | None, ignore_index: int
+) -> str | None:
+    """Why torch's operators compute this call of :func:`token_statistics`, or ``None``."""
+    options = _checked_options(logits, target, logit_scale, softcap, ignore_index)
+    return _against_kernel(without_waiting_wrapper(logits), target, options)
+
+
+def _checked_options(
+    logits: Tensor, target: Tensor, logit_scale: float, softcap: float | None, ignore_index: int
+) -> tuple[float, float, int]:
+    terms = row_terms(logit_scale, softcap, 0.0, 0.0)
+    if logits.dim() == 0 or target.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"Expected target of shape {list(logits.shape[:-1])} for logits of shape {list(logits.shape)}, "
+            f"got {list(target.shape)}"
+        )
+    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
+        raise ValueError(f"targets must be class indices, not {target.dtype}")
+    require_floating_point(logits)
+    return terms.logit_scale, terms.softcap, ignore_index
+
+
+def _against_kernel(logits: Tensor, target: Tensor, options: tuple[float, float, int]) -> str | None:
+    if has_overrides(logits, target):
+        return OVERRIDDEN
+    return reason_for_torch(logits, target) or refusal(logits, target, *options)

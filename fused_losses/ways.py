@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .beyond_torch import check_beyond_torch
 from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_entropy
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.elementwise import autocast_dtype
@@ -92,7 +93,7 @@ def against_binary_cross_entropy_with_logits(
 def way_of_call(name: str, **arguments: Any) -> tuple[str | None, str]:
     """Why torch's own function takes this call, or ``None``, and the name of the kernels' way.
 
-    All arguments are given but the deprecated ones.
+    All arguments are given but the deprecated ones. Raises what the call raises of options beyond torch's.
     """
     route = kernel_route()
     tensors = {key: arguments[key] for key in ("input", "target", "weight", "pos_weight") if key in arguments}
@@ -100,7 +101,12 @@ def way_of_call(name: str, **arguments: Any) -> tuple[str | None, str]:
         return OVERRIDDEN, route
     arguments["input"] = without_waiting_wrapper(arguments["input"])
     terms = row_terms(*(arguments.pop(key, default) for key, default in _TERMS.items()))
-    is_torchs = arguments.pop("token_weight", None) is None and terms == RowTerms()
+    token_weight = arguments.pop("token_weight", None)
+    is_torchs = token_weight is None and terms == RowTerms()
+    if not is_torchs:
+        check_beyond_torch(
+            arguments["input"], arguments["target"], arguments["label_smoothing"], terms, token_weight
+        )
     if (reason := refusal_of_terms(arguments["input"], terms)) is not None:
         return reason, route
     if is_torchs and is_dtensor(arguments["input"]):

@@ -44,6 +44,6 @@ class RowLoss(NamedTuple):
         """The gradient of the sum of ``row_scale`` times the losses, in the place of the logits."""
         arguments = (row_scale, logits, target, self.class_weight, statistics, *self._options(NONE), *self.terms)
         with below_autograd():
-            has_place = _ops.cross_entropy_backward_over_logits(*arguments)
-        assert has_place, "a chunk's logits overlap"
+            if not _ops.cross_entropy_backward_over_logits(*arguments):
+                raise RuntimeError("a chunk's logits overlap")  # no assert, which python -O leaves out
         return logits

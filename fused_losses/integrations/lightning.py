@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -12,7 +13,7 @@ from .. import patching, route_log
 
 __all__ = ["FusedLosses", "is_enabled"]
 
-_at_work: dict[int, ExitStack] = {}  # by a callback's id, from setup to teardown: what undoes it
+_at_work: WeakKeyDictionary[Callback, ExitStack] = WeakKeyDictionary()  # from setup to teardown: what undoes it
 
 
 class FusedLosses(Callback):  # type: ignore[misc]
@@ -32,7 +33,7 @@ class FusedLosses(Callback):  # type: ignore[misc]
         self._before: dict[str, dict[str, int]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if id(self) in _at_work:
+        if self in _at_work:
             return
         self._before = route_log.routes()
         with ExitStack() as undo:
@@ -40,10 +41,10 @@ class FusedLosses(Callback):  # type: ignore[misc]
                 undo.callback(_revert, _converted(pl_module))
             if self._patches:
                 undo.enter_context(patching.patched())
-            _at_work[id(self)] = undo.pop_all()
+            _at_work[self] = undo.pop_all()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        undo = _at_work.pop(id(self), None)
+        undo = _at_work.pop(self, None)
         if undo is None:
             return
         undo.close()

@@ -1,5 +1,7 @@
 """explain() says which way a call would go, routes() which ways calls went, and both are true."""
 
+import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -7,9 +9,10 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from losses import CROSS_ENTROPY, LOSSES, sample
+from losses import CROSS_ENTROPY, LOSSES, NLL_LOSS, sample
 from routes import FUSED, ROUTES
 from torch.autograd.forward_ad import dual_level
+from torch.utils.flop_counter import FlopCounterMode
 
 import fused_losses
 
@@ -34,7 +37,8 @@ def test_a_call_that_a_kernel_takes(loss, form):
         "torch's module": loss.torch_module(reduction="sum"),
     }[form]
     words = fused_losses.explain(callable_of, input.requires_grad_(), target)
-    assert words == f"kernel of {loss.name}: CPU, {fused_losses._C.cpu_capability()}, with its gradient"
+    gradient = "the backward computes the gradient" if loss is NLL_LOSS else "with its gradient"
+    assert words == f"kernel of {loss.name}: CPU, {fused_losses._C.cpu_capability()}, {gradient}"
     assert routes_of(loss) == {}  # nothing was called
 
 
@@ -74,6 +78,68 @@ def test_options_and_surroundings_are_part_of_the_call():
         assert "no forward-mode derivative" in explain(CROSS_ENTROPY.ours, logits, target)
     with torch.no_grad():
         assert "without a gradient" in explain(CROSS_ENTROPY.ours, logits.requires_grad_(), target)
+
+
+def counted_calls(monkeypatch, names):
+    """How often each operator was called, by name."""
+    counts = dict.fromkeys(names, 0)
+    for name in names:
+        operator = getattr(fused_losses._ops, name)
+
+        def counting(*arguments, name=name, operator=operator):
+            counts[name] += 1
+            return operator(*arguments)
+
+        monkeypatch.setattr(fused_losses._ops, name, counting)
+    return counts
+
+
+@pytest.mark.parametrize("surroundings", ["plain", "hooks", "token weight", "mode"])
+def test_what_is_said_of_the_gradient_is_what_happens(surroundings, monkeypatch):
+    logits, target = sample(CROSS_ENTROPY, (6, 5))
+    logits.requires_grad_()
+    options = {"token_weight": torch.rand(6)} if surroundings == "token weight" else {}
+    around = {
+        "hooks": lambda: torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone),
+        "mode": functools.partial(FlopCounterMode, display=False),
+    }.get(surroundings, contextlib.nullcontext)
+    counts = counted_calls(monkeypatch, ["cross_entropy_with_gradient"])
+    with around():
+        said = fused_losses.explain(CROSS_ENTROPY.ours, logits, target, **options)
+        CROSS_ENTROPY.ours(logits, target, **options)
+    assert said.endswith("with its gradient" if counts["cross_entropy_with_gradient"] else "computes the gradient")
+    assert counts["cross_entropy_with_gradient"] == (surroundings == "plain")
+
+
+def test_a_call_that_raises_raises_what_it_would():
+    logits, target = sample(CROSS_ENTROPY, (6, 5))
+    calls = [
+        (ValueError, "focal_gamma", (logits, target), {"focal_gamma": 1.0, "label_smoothing": 0.1}),
+        (ValueError, "focal_gamma", (logits, logits.softmax(1)), {"focal_gamma": 1.0}),
+        (ValueError, "token_weight of shape", (logits, target), {"token_weight": torch.rand(5)}),
+        (TypeError, "token_weight must be a tensor", (logits, target), {"token_weight": 1.0}),
+    ]
+    for kind, words, arguments, options in calls:
+        for function in (CROSS_ENTROPY.ours, functools.partial(fused_losses.explain, CROSS_ENTROPY.ours)):
+            with pytest.raises(kind, match=words):
+                function(*arguments, **options)
+
+
+def test_functions_that_torch_lacks():
+    cpu = f"CPU, {fused_losses._C.cpu_capability()}"
+    logits, target = torch.randn(6, 5, requires_grad=True), torch.randint(5, (6,))
+    hidden, weight, _ = linear_layer()
+    ours, explain = fused_losses.functional, fused_losses.explain
+    statistics = f"kernel of token_statistics: {cpu}, the backward computes the gradient"
+    assert explain(ours.token_statistics, logits, target) == statistics
+    assert explain(ours.token_statistics, logits.detach(), target).endswith("without a gradient")
+    assert explain(ours.token_statistics, logits.to("meta"), target.to("meta")).endswith("kernels for meta tensors")
+    of_layer = f"kernel of linear_token_statistics: {cpu}, the backward computes the gradient"
+    assert explain(ours.linear_token_statistics, hidden, weight, target) == of_layer
+    focal = f"kernel of sigmoid_focal_loss: {cpu}, the backward computes the gradient"
+    assert explain(ours.sigmoid_focal_loss, logits, torch.rand(6, 5)) == focal
+    with pytest.raises(ValueError, match="Invalid alpha value"):
+        explain(ours.sigmoid_focal_loss, logits, torch.rand(6, 5), alpha=2.0)
 
 
 def linear_layer(requires_grad=True):

@@ -158,6 +158,20 @@ def test_rescaling_cross_entropy(device: str, dtype: torch.dtype, kind: str) -> 
             assert (prepared == 7).all()
 
 
+@pytest.mark.parametrize("device", ["emulated"], indirect=True)
+def test_rescaling_where_no_kernel_walks_the_gradient(device: str) -> None:
+    logits, target = torch.randn(2, 5, 4, 3).transpose(2, 3), torch.randint(5, (2, 3, 4))
+    options = (MEAN, -100, 0.0, False)
+    _, rescaled = _ops.cross_entropy_with_gradient(logits, target, None, 1.0, *options)
+    _ops.cross_entropy_rescale_gradient(torch.tensor(SCALE), rescaled, 1.0, logits, target, None, *options)
+    _, gradient = _ops.cross_entropy_with_gradient(logits.contiguous(), target, None, SCALE, *options)
+    assert torch.equal(gradient, rescaled)
+    assert rescaled.stride() == logits.stride()
+    with pytest.raises(RuntimeError, match="not that of this call"):
+        arguments = (torch.tensor(SCALE), rescaled.contiguous(), 1.0, logits, target, None)
+        _ops.cross_entropy_rescale_gradient(*arguments, *options)
+
+
 @pytest.mark.parametrize("dtypes", elementwise_dtypes(), ids=str)
 @pytest.mark.parametrize("name", ELEMENTWISE)
 @pytest.mark.parametrize("device", ["emulated"], indirect=True)

@@ -124,7 +124,7 @@ def test_what_the_client_changed_meanwhile_stays(client):
 
 def test_twice_is_once(client):
     fused_losses.patch(also=[client])
-    fused_losses.patch(also=["client_package"])
+    fused_losses.patch(also="client_package")  # one of them needs no list
     fused_losses.unpatch()
     assert places_in(fused_losses.explain_patch(), client) == PLACES
 
@@ -139,7 +139,7 @@ def test_other_modules_stay_as_they_are(client, monkeypatch):
     other = types.ModuleType("client_packages")  # no module below client_package
     other.loss = CROSS_ENTROPY
     monkeypatch.setitem(sys.modules, other.__name__, other)
-    fused_losses.patch(also=["client_package"])
+    fused_losses.patch(also="client_package")  # one of them needs no list
     assert other.loss is CROSS_ENTROPY
 
 
