@@ -5,13 +5,14 @@
 #include "../core/compensated_sum.h"
 #include "cross_entropy_row_terms.h"
 #include "cross_entropy_target.h"
+#include "kernels.h"
 #include "vec_math.h"
 
 namespace fused_losses::cpu {
 namespace {
 
 // Positions of a tile: runs of 512 bytes, and 64 classes of float fit the first-level cache with room for targets.
-constexpr int kPositions = 128;
+constexpr int kPositions = kTilePositions;
 
 // A tile: positions [first, first + count) of the flattened (outer, inner) order.
 struct Tile {

@@ -15,8 +15,7 @@
 namespace fused_losses::cpu {
 namespace {
 
-// Up to here: 16 rows of float are then 64 KiB.
-constexpr int64_t kBatchClasses = 1024;
+static_assert(kBatchPositions * kMaxBatchClasses * sizeof(float) == 64 << 10, "what the cache has room for");
 // Streaming stores are for whole lines, and a short row begins and ends inside one: it is not streamed. Above this many
 // classes it is, and swept alone, to the same bits.
 constexpr int64_t kStreamedClasses = 512;
@@ -26,7 +25,7 @@ constexpr int64_t kBackwardBatchClasses = 256;
 
 inline bool takes_batches(const CrossEntropyParams& params) {
   if (params.mode == CrossEntropyMode::Backward) return params.num_classes <= kBackwardBatchClasses;
-  return params.num_classes <= (params.stream_gradient ? kStreamedClasses : kBatchClasses);
+  return params.num_classes <= (params.stream_gradient ? kStreamedClasses : kMaxBatchClasses);
 }
 
 template <class T, class Mass>
@@ -41,6 +40,7 @@ class RowBatch : private Positions<T, Mass> {
 
  public:
   static constexpr int kRows = kLanes<A>;
+  static_assert(kBatchPositions % kRows == 0);
 
   explicit RowBatch(const CrossEntropyParams& params) : Base(params) {}
 
@@ -163,7 +163,7 @@ class RowBatch : private Positions<T, Mass> {
   bool used_[kRows];  // neither ignored nor beyond the tile
   const T* logits_[kRows];
   T* gradients_[kRows];
-  alignas(64) A stash_[kSameType<T, A> ? 1 : kRows * kBatchClasses];
+  alignas(64) A stash_[kSameType<T, A> ? 1 : kRows * kMaxBatchClasses];
 };
 
 template <class T, class Mass>

@@ -8,8 +8,8 @@
 namespace fused_losses::cpu {
 namespace {
 
-constexpr int64_t kChunkClasses = 64;  // of a tile that are in the buffer at a time
-constexpr int64_t kSummedClasses = 8;  // that are summed before they are added to a larger sum
+constexpr int64_t kChunkClasses = kMaxTransposedClasses;  // of a tile that are in the buffer at a time
+constexpr int64_t kSummedClasses = 8;                     // that are summed before they are added to a larger sum
 constexpr int64_t kTileElements = kChunkClasses * kPositions;
 
 template <class T, class Mass, class Memory>

@@ -21,6 +21,12 @@ struct UnitTransform {
   double softcap;
 };
 
+// What the blocks of cross-entropy are made of: whole tiles of positions, or whole batches of rows.
+constexpr int64_t kTilePositions = 128;
+constexpr int64_t kBatchPositions = 16;        // as many rows as the widest register has lanes
+constexpr int64_t kMaxTransposedClasses = 64;  // of cross_entropy_transposed_tiles, whose buffer holds no more
+constexpr int64_t kMaxBatchClasses = 1024;     // up to here cross_entropy_rows sweeps batches
+
 // Rows of index targets with no more classes are transformed by cross_entropy_rows itself.
 constexpr int64_t kMaxTransformedClasses = int64_t(1) << 19;
 

@@ -18,11 +18,7 @@ struct MakeIndices<0, kIndices...> {
 
 template <class A, int... kIndex>
 inline Vec<A> shuffle(Vec<A> a, Vec<A> b) {
-#if __has_builtin(__builtin_shufflevector)
   return __builtin_shufflevector(a, b, kIndex...);
-#else  // GCC before 12
-  return __builtin_shuffle(a, b, IntVec<A>{kIndex...});
-#endif
 }
 
 // Exchanges, for every pair of registers `distance` apart, the lanes whose index differs in that bit.

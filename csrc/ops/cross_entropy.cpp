@@ -15,10 +15,6 @@ namespace {
 
 constexpr int64_t kElementsPerBlock = 8192;    // a thread has at most one block more than another
 constexpr int64_t kElementsPerThread = 32768;  // no thread is woken for fewer
-constexpr int64_t kTransposedClasses = 64;     // up to here a few classes are cheaper transposed than row by row
-constexpr int64_t kBatchClasses = 1024;        // up to here rows are swept in batches
-constexpr int64_t kTilePositions = 128;        // a tile of the kernels: blocks hold whole tiles,
-constexpr int64_t kBatchPositions = 16;        // or whole batches of rows
 
 // One call: the problem, its denominators and its kernel.
 class Call : public CrossEntropyProblem {
@@ -89,7 +85,7 @@ class Call : public CrossEntropyProblem {
     const cpu::Kernels& kernels = cpu::kernels();
     if (!has_contiguous_classes()) {
       kernel_ = kernels.cross_entropy_inner_tiles;
-    } else if (params.num_classes <= kTransposedClasses) {
+    } else if (params.num_classes <= cpu::kMaxTransposedClasses) {
       kernel_ = kernels.cross_entropy_transposed_tiles;
     } else {
       kernel_ = kernels.cross_entropy_rows;
@@ -99,7 +95,9 @@ class Call : public CrossEntropyProblem {
         by_rows && params.target_kind == TargetKind::Index && params.num_classes <= cpu::kMaxTransformedClasses;
     if (kernel_transforms) params.softcap = options().softcap;
     transforms_logits_ = !kernel_transforms && (options().softcap != 0 || options().logit_scale < 0);
-    const int64_t quantum = !by_rows ? kTilePositions : params.num_classes <= kBatchClasses ? kBatchPositions : 1;
+    const int64_t quantum = !by_rows                                       ? cpu::kTilePositions
+                            : params.num_classes <= cpu::kMaxBatchClasses ? cpu::kBatchPositions
+                                                                          : 1;
     params.positions_per_block = quantum * std::max<int64_t>(1, kElementsPerBlock / (params.num_classes * quantum));
   }
 

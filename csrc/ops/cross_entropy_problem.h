@@ -38,7 +38,6 @@ class CrossEntropyProblem {
   CrossEntropyParams params{};
 
   const CrossEntropyOptions& options() const { return options_; }
-  const ClassShape& shape() const { return shape_; }
   const Tensor& logits() const { return logits_; }
   const std::vector<int64_t>& sizes() const { return sizes_; }
   // Of the gradient that the kernels write, in memory of its own.
@@ -46,7 +45,6 @@ class CrossEntropyProblem {
   // Of the one that the operators return, those of torch.empty_like(logits): others where no kernel can walk these.
   const std::vector<int64_t>& returned_strides() const { return returned_strides_; }
   Tensor as_returned(const Tensor& gradient) const { return at_strides(gradient, returned_strides_); }
-  const std::optional<Tensor>& class_weight() const { return class_weight_; }
   bool is_probability() const { return params.target_kind == TargetKind::Probability; }
   bool has_contiguous_classes() const { return contiguous_classes_; }
   ScalarType accumulation() const { return accumulation_type(logits_.scalar_type()); }

@@ -67,7 +67,7 @@ Pool* make_pool();
 // Never destroyed: tensors may outlive every static object.
 Pool& pool = *make_pool();
 
-// The functions below, up to address_space_is_limited, are called with the mutex held.
+// The functions below, up to before_fork, are called with the mutex held.
 
 // Of the longest idle so many that no more than the bytes stay.
 void release_beyond(size_t bytes) {

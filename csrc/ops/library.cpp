@@ -11,7 +11,9 @@ namespace {
 Tensor elementary_function(const Tensor& input, int64_t function) {
   const ScalarType type = input.scalar_type();
   if (type != accumulation_type(type)) refuse("elementary functions take float32 and float64");
-  if (function < 0 || function > 5) refuse("no such elementary function");
+  if (function < 0 || function > static_cast<int64_t>(cpu::ElementaryFunction::Tanh)) {
+    refuse("no such elementary function");
+  }
   const Tensor source = as_contiguous(input);
   Tensor result = empty(to_vector(source.sizes()), type, source);
   cpu::kernels().elementary_function(static_cast<cpu::ElementaryFunction>(function), to_dtype(type), source.data_ptr(),

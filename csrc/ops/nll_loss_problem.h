@@ -27,11 +27,7 @@ class NLLLossProblem {
 
   NLLLossParams params{};
 
-  const NLLLossOptions& options() const { return options_; }
-  const std::vector<int64_t>& sizes() const { return sizes_; }
-  ScalarType type() const { return type_; }
   ScalarType loss_type() const { return options_.promote ? accumulation_type(type_) : type_; }
-  const Tensor& target() const { return target_; }
 
   // Uninitialised losses of every position, which the kernels fill.
   Tensor new_losses();

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .class_axis import accumulation_dtype, is_counted, position_sizes
+from .class_axis import accumulation_dtype, is_counted, position_sizes, target_weights
 from .logit_transform import LogitTransform
 from .registration import MEAN, NONE
 from .row_terms import RowTerms, composite_with_terms
@@ -68,14 +68,10 @@ def empty_gradients(
 
 def mean_denominator(target: Tensor, class_weight: Tensor | None, options: LinearLossOptions) -> Tensor:
     """What the mean divides by, in float64: the class weights of the targets that count, or the number of positions."""
-    counts = counting_rows(target, options.ignore_index)
-    if counts is None:
+    if target.is_floating_point():
         num_positions = target.numel() // max(1, options.num_classes)
         return torch.full((), num_positions, dtype=torch.float64, device=target.device)
-    if class_weight is None:
-        return counts.sum().double()
-    weights = class_weight.double()[torch.where(counts, target, 0).long()]
-    return torch.where(counts, weights, 0).sum()
+    return target_weights(target, class_weight, options.ignore_index, torch.float64).sum()
 
 
 def linear_logits(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -19,7 +19,6 @@ using cpu::kernels;
 // Whole tiles and batches of rows, and small enough for several blocks in a check.
 constexpr int64_t kPositionsPerBlock = 128;
 constexpr int64_t kElementsPerBlock = 4096;
-constexpr int64_t kTransposedClasses = 64;
 
 int64_t blocks_of(int64_t count, int64_t per_block) { return (count + per_block - 1) / per_block; }
 
@@ -52,7 +51,7 @@ int64_t run_blocks(const Kernel& kernel, const Params& params, int64_t num_block
 
 cpu::CrossEntropyKernel* kernel_for(const CrossEntropyParams& params) {
   if (params.logits_layout.class_stride != 1) return kernels().cross_entropy_inner_tiles;
-  const bool is_transposed = kernel_checks::ways.transposes && params.num_classes <= kTransposedClasses;
+  const bool is_transposed = kernel_checks::ways.transposes && params.num_classes <= cpu::kMaxTransposedClasses;
   return is_transposed ? kernels().cross_entropy_transposed_tiles : kernels().cross_entropy_rows;
 }
 
