@@ -65,7 +65,7 @@ def cross_entropy_beyond_torch(
     if reduction != NONE:
         losses = losses.sum()
     if reduction == MEAN:
-        losses = losses / mean_denominator(target, weight, ignore_index, input)
+        losses = losses / mean_denominator(target, weight, ignore_index, label_smoothing, input)
     return losses.to(dtype)
 
 

@@ -41,6 +41,9 @@ class LinearLayer(NamedTuple):
             return False
         return target.shape == (*self.input.shape[:-1], self.num_classes(), *self.inner())
 
+    def fits(self, target: Tensor) -> bool:
+        return self.holds_probabilities(target) or target.shape == self.positions()
+
     def num_rows(self) -> int:
         return math.prod(self.input.shape[:-1])
 
@@ -87,7 +90,7 @@ class LinearLayer(NamedTuple):
         """Why this is no problem for us, or ``None``: torch knows the error, if it is one."""
         if (reason := self.refusal_of_types()) is not None:
             return reason
-        if not self.holds_probabilities(target) and target.shape != self.positions():
+        if not self.fits(target):
             return "the target's shape does not fit"
         logits = self.stand_in()
         return refusal_of_cross_entropy(

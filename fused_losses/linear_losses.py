@@ -334,6 +334,8 @@ def _refusal(
     reason = refusal_of_reduction(reduction)
     if reason is None and is_compiling():  # sizes that depend on data cannot be compared either
         reason = reason_of_size(layer.input)
+    elif reason is None and layer.num_classes() == 0:
+        reason = "there are no classes"
     return reason or layer.refusal(target, weight, ignore_index, label_smoothing)
 
 
@@ -383,8 +385,12 @@ def _by_torch(
     """As torch computes it, and with its errors."""
     input, linear_weight, bias = layer
     if input.dim() > 2:
-        input = input.flatten(0, -2)
-        target = layer.rows_of_target(target) if target.numel() % max(1, input.shape[0]) == 0 else target
+        if not layer.fits(target):  # of rows that are one axis it would
+            raise ValueError(
+                f"Expected target of shape {list(layer.positions())} for an input of shape {list(input.shape)}, "
+                f"got {list(target.shape)}"
+            )
+        input, target = input.flatten(0, -2), layer.rows_of_target(target)
     logits_shape = (*input.shape[:-1], *linear_weight.shape[:-1])
     logits = F.linear(input, linear_weight.flatten(0, -2), None if bias is None else bias.flatten())
     return torch_function("cross_entropy")(

@@ -42,6 +42,7 @@ __all__ = [
     "is_watched",
     "kernel_route",
     "may_be_differentiated",
+    "may_be_differentiated_later",
     "promotes",
     "reason_for_torch",
     "reason_of_companion",
@@ -260,6 +261,12 @@ def records_graph() -> bool:
 def may_be_differentiated(input: Tensor, route: str) -> bool:
     """Whether the loss of this input needs a graph. A transform may differentiate at a level that no flag shows."""
     return (input.requires_grad and records_graph()) or (route == WATCHED and are_transforms_active())
+
+
+def may_be_differentiated_later(route: str) -> bool:
+    """Whether a graph is made that may be run with a gradient although nobody wants one now: an exported one, or one of
+    ``make_fx``. That of torch.compile is guarded."""
+    return route == WATCHED or (route == COMPILED and torch.compiler.is_exporting())
 
 
 def requires_gradient(tensor: Tensor) -> bool:

@@ -15,7 +15,7 @@
 // See Note [Terms of a row] in core/cross_entropy.h. `softcap` 0 is none.
 #define TERMS_OF_A_ROW ", float logit_scale=1.0, float softcap=0.0, float lse_square_scale=0.0, float focal_gamma=0.0"
 #define CROSS_ENTROPY_ARGUMENTS                                                                                   \
-  "(Tensor logits, Tensor target, Tensor? class_weight, int reduction, int ignore_index, float label_smoothing, " \
+  "(Tensor logits, Tensor target, Tensor? class_weight, int reduction, SymInt ignore_index, float label_smoothing, " \
   "bool promote" TERMS_OF_A_ROW
 
 namespace fused_losses {
@@ -28,26 +28,26 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   library.def("cross_entropy_forward" CROSS_ENTROPY_ARGUMENTS ") -> Tensor");
   library.def(
       "cross_entropy_with_gradient(Tensor logits, Tensor target, Tensor? class_weight, float grad_output, "
-      "int reduction, int ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
+      "int reduction, SymInt ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
       ") -> (Tensor loss, Tensor gradient)");
   library.def("cross_entropy_with_statistics" CROSS_ENTROPY_ARGUMENTS ") -> (Tensor loss, Tensor statistics)");
   library.def("cross_entropy_prepared" CROSS_ENTROPY_ARGUMENTS ") -> (Tensor loss, Tensor statistics)");
   library.def(
       "cross_entropy_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? class_weight, "
-      "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
+      "Tensor statistics, int reduction, SymInt ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
       ") -> Tensor");
   library.def(
       "cross_entropy_backward_over_logits(Tensor grad_output, Tensor(a!) logits, Tensor target, Tensor? class_weight, "
-      "Tensor statistics, int reduction, int ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
+      "Tensor statistics, int reduction, SymInt ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
       ") -> bool");
   library.def(
-      "nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> Tensor");
+      "nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, bool promote) -> Tensor");
   library.def(
-      "nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, bool promote) -> "
+      "nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, bool promote) -> "
       "Tensor");
   library.def(
       "nll_loss_backward(Tensor grad_output, Tensor target, Tensor? weight, SymInt[] input_sizes, "
-      "ScalarType input_type, int reduction, int ignore_index, bool promote) -> Tensor");
+      "ScalarType input_type, int reduction, SymInt ignore_index, bool promote) -> Tensor");
   library.def("binary_cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
   library.def("binary_cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
   library.def(
@@ -85,11 +85,11 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       "Tensor? weight, Tensor? pos_weight, int reduction) -> bool");
   // `softcap` 0 is none. `saved` is for the backward: the rows' m, S, S' and T of Note [Token statistics].
   library.def(
-      "token_statistics(Tensor logits, Tensor target, float logit_scale, float softcap, int ignore_index) -> (Tensor "
+      "token_statistics(Tensor logits, Tensor target, float logit_scale, float softcap, SymInt ignore_index) -> (Tensor "
       "log_prob, Tensor log_sum_exp, Tensor entropy, Tensor argmax, Tensor saved)");
   library.def(
       "token_statistics_backward(Tensor? grad_log_prob, Tensor? grad_log_sum_exp, Tensor? grad_entropy, Tensor logits, "
-      "Tensor target, Tensor saved, float logit_scale, float softcap, int ignore_index) -> Tensor");
+      "Tensor target, Tensor saved, float logit_scale, float softcap, SymInt ignore_index) -> Tensor");
   // `alpha` -1 is none.
   library.def("sigmoid_focal_loss(Tensor logits, Tensor target, float alpha, float gamma, int reduction) -> Tensor");
   library.def(
@@ -99,7 +99,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   // `prepared_for`; it becomes that of the given one, rounded once.
   library.def(
       "cross_entropy_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, float prepared_for, Tensor logits, "
-      "Tensor target, Tensor? class_weight, int reduction, int ignore_index, float label_smoothing, bool "
+      "Tensor target, Tensor? class_weight, int reduction, SymInt ignore_index, float label_smoothing, bool "
       "promote" TERMS_OF_A_ROW ") -> ()");
   library.def(
       "binary_cross_entropy_rescale_gradient(Tensor grad_output, Tensor(a!) gradient, float prepared_for, "

@@ -89,6 +89,8 @@ def times_batch(
         dtype: of the gradients.
     """
     factor = grad_output.to(accumulation_dtype(dtype))
+    if isinstance(scale, Tensor) and class_dim is not None:  # of a mean over no weight what counts is 0 / 0
+        gradient_for_one = torch.where(scale.isfinite().unsqueeze(class_dim), gradient_for_one, torch.nan)
     if scale is not None:
         factor = factor * scale
     if class_dim is not None:

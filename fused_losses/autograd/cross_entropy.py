@@ -14,7 +14,7 @@ from ..operators.composite import other_gradients
 from ..operators.cross_entropy import composite
 from ..operators.registration import MEAN, NONE, below_autograd, call
 from ..route_log import COMPILED, EAGER
-from ..routing import may_be_differentiated
+from ..routing import may_be_differentiated, may_be_differentiated_later
 from .backward import (
     dense,
     is_batched,
@@ -139,11 +139,11 @@ def _batched_gradient(
     grad_output: Tensor, arguments: list[Any], statistics: Tensor, options: tuple[Any, ...]
 ) -> Tensor:
     logits, target, class_weight = arguments
-    reduction, ignore_index, *_ = options
+    reduction, ignore_index, label_smoothing, *_ = options
     ones = torch.ones(grad_output.shape, dtype=statistics.dtype, device=logits.device)
     options_for_one = (reduction_for_one(reduction), *options[1:])
     of_one = call("cross_entropy_backward", ones, *unrounded_for_one(arguments), statistics, *options_for_one)
-    scale = mean_scale(target, class_weight, ignore_index, logits) if reduction == MEAN else None
+    scale = mean_scale(target, class_weight, ignore_index, label_smoothing, logits) if reduction == MEAN else None
     is_by_position = reduction == NONE or isinstance(scale, Tensor)
     axis = class_dim(logits.shape) if is_by_position else None
     return times_batch(of_one, grad_output, scale, axis, logits.dtype)
@@ -180,7 +180,8 @@ def fused_cross_entropy(
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     options = (reduction, ignore_index, label_smoothing, promote, *terms)
     if not may_be_differentiated(logits, route):
-        return _ops.cross_entropy_forward(logits, target, class_weight, *options)
+        operator, forward = _ops.cross_entropy, _ops.cross_entropy_forward
+        return (operator if may_be_differentiated_later(route) else forward)(logits, target, class_weight, *options)
     if route != COMPILED:
         target = smoothed_target(target, label_smoothing)
     if route != EAGER:

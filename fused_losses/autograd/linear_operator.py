@@ -15,7 +15,8 @@ from torch import Tensor
 from ..operators.class_axis import accumulation_dtype
 from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off, empty_gradients
 from ..operators.registration import NONE
-from ..routing import records_graph
+from ..route_log import COMPILED
+from ..routing import may_be_differentiated_later, records_graph
 from . import placement
 from .backward import multiplied
 from .first_derivative import first_derivative_only
@@ -92,6 +93,8 @@ def _differentiate(ctx: Any, saved: Any, grad_output: Tensor | None, *_: Any) ->
     if grad_output is not None:
         for i, gradient in enumerate(saved[:3]):
             if ctx.needs_input_grad[i]:
+                if gradient.numel() != saved[3 + i].numel():
+                    raise RuntimeError("a gradient is asked for that nobody wanted when the graph was made")
                 found[i] = multiplied(gradient, grad_output).to(ctx.dtype)
     return tuple(found)
 
@@ -107,7 +110,8 @@ def linear_cross_entropy_in_a_graph(
     *wanted, wants_token_weight = (
         differentiates and tensor is not None and tensor.requires_grad for tensor in (*tensors[:3], tensors[5])
     )
-    if options.reduction == NONE or wants_token_weight:
+    is_for_later = not any(wanted) and may_be_differentiated_later(COMPILED)
+    if options.reduction == NONE or wants_token_weight or is_for_later:
         return recomputed_linear_cross_entropy(options, chunk_rows, wants_token_weight, *tensors)
     loss: Tensor = _prepared(*tensors, wanted, chunk_rows, *options)[0]
     return loss

@@ -14,7 +14,7 @@ from ..operators.composite import other_gradients
 from ..operators.nll_loss import composite, constant_of
 from ..operators.registration import MEAN, SUM, below_autograd, call
 from ..route_log import EAGER
-from ..routing import may_be_differentiated
+from ..routing import may_be_differentiated, may_be_differentiated_later
 from .backward import dense, is_batched, is_plain, reduction_for_one, times_batch
 from .eager import eager_apply
 
@@ -85,7 +85,7 @@ def _batched_gradient(
     ones = torch.ones(grad_output.shape, dtype=dtype, device=input.device)
     options_for_one = (reduction_for_one(reduction), ignore_index, promote)
     of_one = call("nll_loss_backward", ones, target, weight, input.shape, input.dtype, *options_for_one)
-    scale = mean_scale(target, weight, ignore_index, input) if reduction == MEAN else None
+    scale = mean_scale(target, weight, ignore_index, 0.0, input) if reduction == MEAN else None
     axis = class_dim(input.shape) if reduction != SUM else None
     return times_batch(of_one, grad_output, scale, axis, input.dtype)  # a weight for 1: as exact as it came
 
@@ -99,7 +99,8 @@ def fused_nll_loss(
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     arguments = (input, target, weight, reduction, ignore_index, promote)
     if not may_be_differentiated(input, route):
-        return _ops.nll_loss_forward(*arguments)
+        operator, forward = _ops.nll_loss, _ops.nll_loss_forward
+        return (operator if may_be_differentiated_later(route) else forward)(*arguments)
     if route != EAGER:
         loss: Tensor = call("nll_loss", *arguments)
         return loss

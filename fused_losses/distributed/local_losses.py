@@ -79,7 +79,7 @@ class _ClassLoss(LocalLoss):
 
     def denominator(self, input: Tensor, target: Tensor, weights: _Weights, options: _Options) -> Tensor:
         (weight,), (ignore_index, *_) = weights, options
-        denominator = mean_denominator(target, weight, ignore_index, input)
+        denominator = mean_denominator(target, weight, ignore_index, 0.0, input)  # of this rank: it may be 0
         assert isinstance(denominator, Tensor)  # of class indices
         return denominator
 

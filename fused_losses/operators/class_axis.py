@@ -75,28 +75,41 @@ def target_weights(target: Tensor, weight: Tensor | None, ignore_index: int, dty
     used = is_counted(target, ignore_index)
     if weight is None:
         return used.to(dtype)
-    return torch.where(used, weight.to(dtype)[torch.where(used, target, 0).long()], 0)
+    # index_select: in a gradient under vmap torch asks an index without axes for its value.
+    index = torch.where(used, target, 0).long()
+    return torch.where(used, weight.to(dtype).index_select(0, index.reshape(-1)).view(index.shape), 0)
 
 
-def mean_denominator(target: Tensor, weight: Tensor | None, ignore_index: int, input: Tensor) -> Tensor | int:
+def divisor(sum_of_weights: Tensor, label_smoothing: float) -> Tensor:
+    """What a mean divides by. Torch adds the quotients of both parts of a smoothed loss, of which no weight at all makes
+    0 / 0 of one: the sum is no number, and not infinite."""
+    return torch.where(sum_of_weights == 0, torch.nan, sum_of_weights) if label_smoothing else sum_of_weights
+
+
+def mean_denominator(
+    target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, input: Tensor
+) -> Tensor | int:
     """What the mean of the losses divides by: the weights of class indices, or the number of positions.
 
     That is an integer: the quotient of a scalar and a float has a float64 tangent in torch's transforms.
     """
     if target.is_floating_point():
         return input.numel() // input.shape[class_dim(input.shape)]
-    return target_weights(target, weight, ignore_index, torch.float64).sum().to(accumulation_dtype(input.dtype))
+    weights = target_weights(target, weight, ignore_index, torch.float64).sum().to(accumulation_dtype(input.dtype))
+    return divisor(weights, label_smoothing)
 
 
-def stack_weights(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+def stack_weights(target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float = 0.0) -> Tensor:
     """What the mean of each sample of a stack, the batch axis first, divides by: the weights of its class indices."""
     weights = target_weights(target, weight, ignore_index, torch.float64)
-    return weights.flatten(1).sum(1) if weights.dim() > 1 else weights
+    return divisor(weights.flatten(1).sum(1) if weights.dim() > 1 else weights, label_smoothing)
 
 
-def mean_scale(target: Tensor, weight: Tensor | None, ignore_index: int, input: Tensor) -> Tensor | float:
+def mean_scale(
+    target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, input: Tensor
+) -> Tensor | float:
     """What the loss of each position counts in the mean, besides its weight: of an ignored one nothing is left."""
-    denominator = mean_denominator(target, weight, ignore_index, input)
+    denominator = mean_denominator(target, weight, ignore_index, label_smoothing, input)
     if not isinstance(denominator, Tensor):
         return 1 / denominator
     return torch.where(is_counted(target, ignore_index), 1 / denominator, 0)

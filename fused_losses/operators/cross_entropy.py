@@ -234,7 +234,7 @@ def _row_scale(
         mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
         smoothed = weights * (1 - label_smoothing) + label_smoothing * mean_weight
     if reduction == MEAN:
-        grad_output = grad_output / mean_denominator(target, class_weight, ignore_index, logits)
+        grad_output = grad_output / mean_denominator(target, class_weight, ignore_index, label_smoothing, logits)
     return torch.where(is_counted(target, ignore_index), smoothed * grad_output, 0)
 
 
@@ -242,14 +242,19 @@ def _row_scale(
 
 
 def _denominators(
-    logits: Tensor, target: Tensor, class_weight: Tensor | None, ignore_index: int, reduction: int
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
 ) -> Tensor | int | None:
     """Of the mean of each sample of a stack."""
     if reduction != MEAN:
         return None
     if is_probability(target):
         return logits[0].numel() // logits.shape[1 + class_dim(logits.shape[1:])]
-    return stack_weights(target, class_weight, ignore_index)
+    return stack_weights(target, class_weight, ignore_index, label_smoothing)
 
 
 def _batch_with_statistics(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -270,7 +275,7 @@ def _batch_with_statistics(info: Any, in_dims: tuple[int | None, ...], *argument
     )
     losses = losses.view(info.batch_size, *position_sizes(logits.shape[1:]))
     if reduction != NONE:
-        denominators = _denominators(logits, target, class_weight, ignore_index, reduction)
+        denominators = _denominators(logits, target, class_weight, reduction, ignore_index, label_smoothing)
         losses = reduce_stack(losses, denominators, loss_dtype(logits, target, promote))
     return (losses, statistics.view(len(statistics), info.batch_size, -1)), (0, 1)
 
@@ -291,7 +296,7 @@ def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any)
     grad_output, logits, target, statistics = stacks
     if reduction != NONE:
         positions = (info.batch_size, *position_sizes(logits.shape[1:]))
-        denominators = _denominators(logits, target, class_weight, ignore_index, reduction)
+        denominators = _denominators(logits, target, class_weight, reduction, ignore_index, label_smoothing)
         grad_output = spread_stack(grad_output.to(accumulation_dtype(logits.dtype)), denominators, positions)
     gradient = call(
         "cross_entropy_backward",

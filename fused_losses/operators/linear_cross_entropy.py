@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .class_axis import accumulation_dtype, is_counted, position_sizes, target_weights
+from .class_axis import accumulation_dtype, divisor, is_counted, position_sizes, target_weights
 from .logit_transform import LogitTransform
 from .registration import MEAN, NONE
 from .row_terms import RowTerms, composite_with_terms
@@ -71,7 +71,8 @@ def mean_denominator(target: Tensor, class_weight: Tensor | None, options: Linea
     if target.is_floating_point():
         num_positions = target.numel() // max(1, options.num_classes)
         return torch.full((), num_positions, dtype=torch.float64, device=target.device)
-    return target_weights(target, class_weight, options.ignore_index, torch.float64).sum()
+    weights = target_weights(target, class_weight, options.ignore_index, torch.float64).sum()
+    return divisor(weights, options.label_smoothing)
 
 
 def linear_logits(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -116,4 +116,4 @@ def composite_with_terms(
     total = losses.sum()
     if reduction != MEAN:
         return total
-    return total / mean_denominator(target, class_weight, ignore_index, x)
+    return total / mean_denominator(target, class_weight, ignore_index, label_smoothing, x)

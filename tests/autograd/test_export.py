@@ -146,3 +146,52 @@ def test_ahead_of_time_inductor(loss, tmp_path):
         package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
         compiled = torch._inductor.aoti_load_package(package)
         assert_same(compiled(*arguments), model(*arguments))
+
+
+def loss_of_layer(features, weight, target, reduction):
+    return functional.linear_cross_entropy(features, weight, target, reduction=reduction)
+
+
+class LaterTrained(torch.nn.Module):
+    """Frozen when it is exported."""
+
+    def __init__(self, loss, reduction):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(5, 12), requires_grad=False)
+        self.loss, self.reduction = loss, reduction
+
+    def forward(self, features, target):
+        if self.loss is None:
+            return loss_of_layer(features, self.weight, target, self.reduction)
+        values = (features @ self.weight.T).sigmoid()
+        return self.loss.ours(values, target, reduction=self.reduction)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("how", ["export", "strict export", "make_fx"])
+@pytest.mark.parametrize("loss", [*LOSSES, None], ids=lambda loss: loss.name if loss else "linear_cross_entropy")
+def test_a_graph_that_was_made_without_a_gradient_has_one_later(loss, how, reduction):
+    """Torch's own losses have, and nobody asks an exported graph again."""
+    model, target = LaterTrained(loss, reduction), problem(loss or LOSSES[0])[1]
+    features = torch.randn(6, 12)
+    if how == "make_fx":
+        graph = make_fx(lambda features, target: model(features, target))(features, target)
+    else:
+        with torch.no_grad():
+            graph = torch.export.export(model, (features, target), strict=how == "strict export").module()
+    if loss is not None:
+        assert [name for name in fused_operators(graph.graph) if name == f"fused_losses.{loss.name}.default"]
+    found, expected = (
+        torch.autograd.grad(of(x, target).sum(), x)[0]
+        for of, x in ((graph, features.clone().requires_grad_()), (model, features.clone().requires_grad_()))
+    )
+    assert_same(found, expected)
+
+
+def test_a_gradient_of_a_layer_that_an_exported_graph_lacks_is_an_error():
+    model, (features, target) = LaterTrained(None, "mean"), problem(LOSSES[0])
+    graph = torch.export.export(model, (features.requires_grad_(), target)).module()
+    torch.testing.assert_close(graph(features, target), model(features, target))
+    next(graph.parameters()).requires_grad_()
+    with pytest.raises(RuntimeError, match="nobody wanted when the graph was made"):
+        graph(features, target).backward()

@@ -134,3 +134,38 @@ def test_a_tangent_has_the_type_of_the_loss(reduction, by_probability):
     )
     assert tangent.dtype == loss.dtype == torch.float32
     torch.testing.assert_close(tangent, loss)  # it is linear in the weights
+
+
+def gradient_of_penalty(f, x, target):
+    return func.grad(lambda x: func.grad(lambda x: f(x, target))(x).square().sum())(x)
+
+
+OF_A_SAMPLE = {
+    "grad": lambda f, x, target: func.grad(lambda x: f(x, target))(x),
+    "grad of a penalty": gradient_of_penalty,
+    "jacfwd": lambda f, x, target: func.jacfwd(lambda x: f(x, target))(x),
+    "hessian": lambda f, x, target: func.hessian(lambda x: f(x, target))(x),
+}
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"logit_scale": 2.0}, {"token_weight": 0.5}], ids=str)
+@pytest.mark.parametrize("transform", OF_A_SAMPLE)
+def test_samples_without_axes_and_weights_of_classes(transform, options, reduction, device):
+    """Of an index without axes torch's indexing asks the value, which a gradient under vmap does not know."""
+    x, target, w = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, -100, 3]), torch.rand(5).double()
+    x, target, w = (tensor.to(device) for tensor in (x, target, w))
+    scale, factor = options.get("logit_scale", 1.0), options.get("token_weight", 1.0)
+    given = {**options, "weight": w, "reduction": reduction}
+    if "token_weight" in options:
+        given["token_weight"] = torch.full((), factor, dtype=torch.float64, device=device)
+
+    def torchs(x, target):
+        smoothing = options.get("label_smoothing", 0.0)
+        return F.cross_entropy(scale * x, target, w, reduction=reduction, label_smoothing=smoothing) * factor
+
+    found, expected = (
+        func.vmap(lambda x, target, f=f: OF_A_SAMPLE[transform](f, x, target))(x, target)
+        for f in (lambda x, target: cross_entropy(x, target, **given), torchs)
+    )
+    torch.testing.assert_close(found, expected, rtol=FEW_ROUNDINGS, atol=FEW_ROUNDINGS, equal_nan=True)

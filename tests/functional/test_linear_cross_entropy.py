@@ -194,6 +194,34 @@ def test_rows_of_any_number_of_axes(reduction):
     torch.testing.assert_close(one, F.cross_entropy(weight @ input[0], target[0], reduction=reduction))
 
 
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}], ids=str)
+@pytest.mark.parametrize("shape", [(4, 2), (8,), (2, 4, 1), (2, 2, 2), (1, 8), (4, 2, 9), (8, 9), (2, 9, 4)], ids=str)
+def test_a_target_of_another_shape_is_an_error(shape, options):
+    """Rows are one axis where they are computed, of which it could be as many: those of a transposed target are others."""
+    target = torch.rand(shape) if 9 in shape else torch.zeros(shape, dtype=torch.int64)
+    with pytest.raises(ValueError, match="target"):
+        linear_cross_entropy(torch.randn(2, 4, 3), torch.randn(9, 3), target, **options)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("num_rows", [0, 3])
+@pytest.mark.parametrize("inner", [(), (2,)], ids=str)
+def test_no_classes(inner, num_rows, reduction):
+    for target in (torch.zeros(num_rows, *inner, dtype=torch.int64), torch.zeros(num_rows, 0, *inner)):
+        outcomes = []
+        for loss in (linear_cross_entropy, torch_abilities.linear_cross_entropy):
+            try:
+                arguments = (torch.randn(num_rows, 4), torch.randn(0, *inner, 4), target)
+                outcomes.append(loss(*arguments, reduction=reduction, label_smoothing=0.1))
+            except (IndexError, RuntimeError) as error:
+                outcomes.append((type(error), str(error)))
+        ours, theirs = outcomes
+        if isinstance(theirs, torch.Tensor):
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+        else:
+            assert ours == theirs
+
+
 def test_strided_tensors():
     input, weight, bias = layer(22, 12, 18)
     target = indices(22)

@@ -11,6 +11,7 @@ from losses import CLASS_LOSSES, CROSS_ENTROPY, FLOAT_DTYPES, NLL_LOSS, REDUCTIO
 from parity import check_parity, run
 
 from fused_losses import _ops
+from fused_losses.functional import linear_cross_entropy
 
 INF, NAN = torch.inf, torch.nan
 
@@ -296,6 +297,31 @@ def test_targets_without_weight(shape, label_smoothing, device):
     ours = run(CROSS_ENTROPY.ours, *operands, weight=weight, label_smoothing=label_smoothing)
     same_values(ours, run(CROSS_ENTROPY.torchs, *operands, weight=weight, label_smoothing=label_smoothing))
     assert ours.loss.isnan() and (ours.gradient[1] == 0).all()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("way", ["token weights", "vmap", "linear layer", "scale", "batched gradients"])
+def test_targets_without_weight_by_every_way(way, label_smoothing):
+    """Where the sum of the losses is divided at once, and smoothing leaves one, it is no infinity either."""
+    logits, target, weight = torch.randn(3, 4, 5), torch.full((3, 4), 2), torch.ones(5)
+    weight[2] = 0
+    options = {"weight": weight, "label_smoothing": label_smoothing}
+    ours, leaf = CROSS_ENTROPY.ours, logits.requires_grad_()
+    losses = {
+        "token weights": lambda x: ours(x[0], target[0], token_weight=torch.ones(4), **options),
+        "vmap": lambda x: torch.func.vmap(lambda x, target: ours(x, target, **options))(x, target)[0],
+        "linear layer": lambda x: linear_cross_entropy(x[0], torch.eye(5), target[0], **options),
+        "scale": lambda x: ours(x[0], target[0], logit_scale=2.0, **options),
+        "batched gradients": lambda x: ours(x[0], target[0], **options),
+    }
+    loss, expected = losses[way](leaf), CROSS_ENTROPY.torchs(leaf[0], target[0], **options)
+    assert loss.isnan() and expected.isnan()
+    batched = way == "batched gradients"
+    grad_output = torch.ones(2) if batched else None
+    gradients = (
+        torch.autograd.grad(of, leaf, grad_output, is_grads_batched=batched)[0].select(-3, 0) for of in (loss, expected)
+    )
+    torch.testing.assert_close(*gradients, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
