@@ -11,6 +11,10 @@
 # make sdist   the source distribution: dist/
 # make lock   the newest versions of what these commands install, but torch: requirements/development.txt; needs uv
 # make sanitizers   those tests that run the CUDA kernels under sanitizers, and that find faults planted in them
+# make memcheck   the tests on a GPU under its sanitizer
+# make bench   the benchmarks, with BENCH_ARGS
+# make lint, make format   the linters, and the formatters that satisfy them
+# make install, make clean   set up and build alone; remove all that was made
 #
 # Variables: PYTHON (the interpreter that makes the virtual environment), VENV (where it is made), TORCH (the torch to
 # install, any requirement that pip understands from 2.10 on: TORCH=torch==2.14.1), PYTEST_ARGS, BENCH_ARGS.

@@ -3,7 +3,7 @@
 Where torch is a CUDA build and nvcc is found, fused_losses._cuda<major version> is built too, a library of its own:
     FUSED_LOSSES_CUDA=0     leave it out
     FUSED_LOSSES_CUDA=1     fail where it cannot be built
-    TORCH_CUDA_ARCH_LIST    the architectures, as for every extension of torch: "8.0 9.0+PTX"
+    TORCH_CUDA_ARCH_LIST    the architectures by number, as for every extension of torch: "8.0 9.0+PTX"
 
 As for every extension of torch, too: CXX names the compiler, MAX_JOBS how many of them run at a time.
 """

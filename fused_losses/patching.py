@@ -45,23 +45,24 @@ def _apply_state() -> None:
             setattr(F, name, fused if wanted else original_of(current))
 
 
-def patch(also: Iterable[ModuleType | str] | ModuleType | str = ()) -> None:
+def patch(also: Iterable[ModuleType | str] | str = ()) -> None:
     """Replace the losses in :mod:`torch.nn.functional`, and so in every module that calls them there.
 
     Names that were imported from it before (``from torch.nn.functional import cross_entropy``) stay torch's, and cannot
     be pickled as long as others stand in their place. May be called any number of times, from any thread.
 
     Args:
-        also: modules, or names of modules, or one of them, in which such names are replaced too, as are default arguments, attributes
-            of classes and items of tables that are one of these functions; in the modules below them as well.
+        also: modules, or names of modules, or one name, in which such names are replaced too, as are default arguments,
+            attributes of classes and items of tables that are one of these functions; in the modules below them as
+            well.
             :func:`fused_losses.explain_patch` lists those that are loaded.
 
     Raises:
         ValueError: one of ``also`` is not loaded.
     """
     global _patched_for_good
-    modules = (also,) if isinstance(also, (str, ModuleType)) else also
-    names = [module if isinstance(module, str) else module.__name__ for module in modules]
+    also = [also] if isinstance(also, str) else also
+    names = [module if isinstance(module, str) else module.__name__ for module in also]
     for name in names:
         if name not in sys.modules:
             raise ValueError(f"no module {name!r} is loaded")

@@ -266,7 +266,13 @@ def may_be_differentiated(input: Tensor, route: str) -> bool:
 def may_be_differentiated_later(route: str) -> bool:
     """Whether a graph is made that may be run with a gradient although nobody wants one now: an exported one, or one of
     ``make_fx``. That of torch.compile is guarded."""
-    return route == WATCHED or (route == COMPILED and torch.compiler.is_exporting())
+    return route == WATCHED or (route == COMPILED and _is_exporting())
+
+
+@constant_while_tracing
+def _is_exporting() -> bool:
+    """Asked of torch itself: Dynamo of torch 2.10 says so of everything that it traces."""
+    return torch.compiler.is_exporting()
 
 
 def requires_gradient(tensor: Tensor) -> bool:

@@ -104,9 +104,7 @@ def way_of_call(name: str, **arguments: Any) -> tuple[str | None, str]:
     token_weight = arguments.pop("token_weight", None)
     is_torchs = token_weight is None and terms == RowTerms()
     if not is_torchs:
-        check_beyond_torch(
-            arguments["input"], arguments["target"], arguments["label_smoothing"], terms, token_weight
-        )
+        check_beyond_torch(arguments["input"], arguments["target"], arguments["label_smoothing"], terms, token_weight)
     if (reason := refusal_of_terms(arguments["input"], terms)) is not None:
         return reason, route
     if is_torchs and is_dtensor(arguments["input"]):

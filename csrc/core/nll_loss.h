@@ -23,7 +23,7 @@ struct NLLLossParams {
   double* block_losses;       // [num_blocks] sums of the losses, or null
   TargetScan* block_targets;  // [num_blocks] what the targets are; a block with an invalid one has no losses
 
-  // Backward: the gradient is [outer, num_classes, inner], contiguous, and zero on entry
+  // Backward: the gradient is [outer, num_classes, inner], contiguous; zero on entry on a CPU
   void* gradient;
   double gradient_scale;
   const void* grad_output;  // accumulation type; [num_positions] with stride 1, or one value with stride 0

@@ -1,5 +1,5 @@
 // The register operations that differ between instruction sets: 16-bit conversions, maxima, fused products, scaling by
-// 2^n, masked loads and stores. Each has a portable version; x86 replaces those where one instruction does the work.
+// 2^n. Each has a portable version; x86 replaces those where one instruction does the work.
 #pragma once
 
 #include "vec.h"

@@ -95,7 +95,7 @@ class Call : public CrossEntropyProblem {
         by_rows && params.target_kind == TargetKind::Index && params.num_classes <= cpu::kMaxTransformedClasses;
     if (kernel_transforms) params.softcap = options().softcap;
     transforms_logits_ = !kernel_transforms && (options().softcap != 0 || options().logit_scale < 0);
-    const int64_t quantum = !by_rows                                       ? cpu::kTilePositions
+    const int64_t quantum = !by_rows                                      ? cpu::kTilePositions
                             : params.num_classes <= cpu::kMaxBatchClasses ? cpu::kBatchPositions
                                                                           : 1;
     params.positions_per_block = quantum * std::max<int64_t>(1, kElementsPerBlock / (params.num_classes * quantum));

@@ -110,7 +110,8 @@ std::optional<Tensor> PreparedGradients::new_ticket(const std::vector<int64_t>& 
                                                     const CallKey& key) {
   const std::optional<size_t> bytes = bytes_of(sizes, type);
   if (!bytes.has_value()) return std::nullopt;
-  void* data = std::aligned_alloc(kTicketAlignment, (*bytes + kTicketAlignment - 1) / kTicketAlignment * kTicketAlignment);
+  void* data =
+      std::aligned_alloc(kTicketAlignment, (*bytes + kTicketAlignment - 1) / kTicketAlignment * kTicketAlignment);
   if (data == nullptr) return std::nullopt;
   std::optional<Tensor> ticket = tensor_over(data, sizes, contiguous_strides(sizes), type, free_ticket, nullptr);
   if (!ticket.has_value()) {

@@ -14,7 +14,7 @@
 
 // See Note [Terms of a row] in core/cross_entropy.h. `softcap` 0 is none.
 #define TERMS_OF_A_ROW ", float logit_scale=1.0, float softcap=0.0, float lse_square_scale=0.0, float focal_gamma=0.0"
-#define CROSS_ENTROPY_ARGUMENTS                                                                                   \
+#define CROSS_ENTROPY_ARGUMENTS                                                                                      \
   "(Tensor logits, Tensor target, Tensor? class_weight, int reduction, SymInt ignore_index, float label_smoothing, " \
   "bool promote" TERMS_OF_A_ROW
 
@@ -41,10 +41,11 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       "Tensor statistics, int reduction, SymInt ignore_index, float label_smoothing, bool promote" TERMS_OF_A_ROW
       ") -> bool");
   library.def(
-      "nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, bool promote) -> Tensor");
-  library.def(
-      "nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, bool promote) -> "
+      "nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, bool promote) -> "
       "Tensor");
+  library.def(
+      "nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, "
+      "bool promote) -> Tensor");
   library.def(
       "nll_loss_backward(Tensor grad_output, Tensor target, Tensor? weight, SymInt[] input_sizes, "
       "ScalarType input_type, int reduction, SymInt ignore_index, bool promote) -> Tensor");
@@ -85,7 +86,8 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       "Tensor? weight, Tensor? pos_weight, int reduction) -> bool");
   // `softcap` 0 is none. `saved` is for the backward: the rows' m, S, S' and T of Note [Token statistics].
   library.def(
-      "token_statistics(Tensor logits, Tensor target, float logit_scale, float softcap, SymInt ignore_index) -> (Tensor "
+      "token_statistics(Tensor logits, Tensor target, float logit_scale, float softcap, SymInt ignore_index) -> "
+      "(Tensor "
       "log_prob, Tensor log_sum_exp, Tensor entropy, Tensor argmax, Tensor saved)");
   library.def(
       "token_statistics_backward(Tensor? grad_log_prob, Tensor? grad_log_sum_exp, Tensor? grad_entropy, Tensor logits, "

@@ -154,9 +154,9 @@ Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_
                      const Tensor& like) {
   const Device device = device_of(like);
   AtenTensorHandle handle = nullptr;
-  const AOTITorchError error = aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                        strides.data(), to_shim(type), device.type, device.index,
-                                                        &handle);
+  const AOTITorchError error =
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), to_shim(type),
+                               device.type, device.index, &handle);
   if (error != AOTI_TORCH_SUCCESS) raise_torchs_error();
   return Tensor(handle);
 }

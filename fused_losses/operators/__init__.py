@@ -1,4 +1,5 @@
-"""What torch must know of the operators to trace, differentiate and batch them: one file per loss.
+"""What torch must know of the operators to trace, differentiate and batch them: one file per loss, and one for all
+that write over a tensor.
 
 Each file holds, for the operators of its loss, the fake kernels (shapes and types without values), the derivatives,
 first and second, and the rules by which :func:`torch.vmap` makes one call of a stack of calls.

@@ -81,8 +81,8 @@ def target_weights(target: Tensor, weight: Tensor | None, ignore_index: int, dty
 
 
 def divisor(sum_of_weights: Tensor, label_smoothing: float) -> Tensor:
-    """What a mean divides by. Torch adds the quotients of both parts of a smoothed loss, of which no weight at all makes
-    0 / 0 of one: the sum is no number, and not infinite."""
+    """What a mean divides by. Torch adds the quotients of both parts of a smoothed loss: where there is no weight, one
+    of them is 0 / 0, and so the sum is no number, and not infinite."""
     return torch.where(sum_of_weights == 0, torch.nan, sum_of_weights) if label_smoothing else sum_of_weights
 
 

@@ -149,7 +149,9 @@ OF_A_SAMPLE = {
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"logit_scale": 2.0}, {"token_weight": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.2}, {"logit_scale": 2.0}, {"token_weight": 0.5}], ids=str
+)
 @pytest.mark.parametrize("transform", OF_A_SAMPLE)
 def test_samples_without_axes_and_weights_of_classes(transform, options, reduction, device):
     """Of an index without axes torch's indexing asks the value, which a gradient under vmap does not know."""

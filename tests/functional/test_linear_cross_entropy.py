@@ -197,7 +197,7 @@ def test_rows_of_any_number_of_axes(reduction):
 @pytest.mark.parametrize("options", [{}, {"softcap": 2.0}], ids=str)
 @pytest.mark.parametrize("shape", [(4, 2), (8,), (2, 4, 1), (2, 2, 2), (1, 8), (4, 2, 9), (8, 9), (2, 9, 4)], ids=str)
 def test_a_target_of_another_shape_is_an_error(shape, options):
-    """Rows are one axis where they are computed, of which it could be as many: those of a transposed target are others."""
+    """Of the rows as one axis there may be as many, in another order: those of a transposed target."""
     target = torch.rand(shape) if 9 in shape else torch.zeros(shape, dtype=torch.int64)
     with pytest.raises(ValueError, match="target"):
         linear_cross_entropy(torch.randn(2, 4, 3), torch.randn(9, 3), target, **options)
