@@ -30,12 +30,12 @@ def constant(file: str, name: str) -> int:
     return int(match[1]) << int(match[2] or 0)
 
 
-FEW_CLASSES = constant("ops/cross_entropy.cpp", "kTransposedClasses")
-BATCH_CLASSES = constant("ops/cross_entropy.cpp", "kBatchClasses")
+FEW_CLASSES = constant("cpu/kernels.h", "kMaxTransposedClasses")
+BATCH_CLASSES = constant("cpu/kernels.h", "kMaxBatchClasses")
 BLOCK_CLASSES = constant("cpu/row_loop.h", "kPageClasses")
 STASH_MIB = constant("cpu/cross_entropy_rows.h", "kMaxStashedBytes") >> 20
-POSITIONS = constant("cpu/cross_entropy_positions.h", "kPositions")
-CHUNK_CLASSES = constant("cpu/cross_entropy_tiles.h", "kChunkClasses")
+POSITIONS = constant("cpu/kernels.h", "kTilePositions")
+CHUNK_CLASSES = FEW_CLASSES
 FLOAT_BYTES = 4
 
 

@@ -2,6 +2,7 @@
 // fused_losses/autograd/cross_entropy.py for how the variants make a differentiable function.
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 
 #include "../cpu/capability.h"
 #include "cpu_target_check.h"
@@ -73,12 +74,22 @@ class Call : public CrossEntropyProblem {
   int64_t num_blocks() const { return blocks_of(params.num_positions, params.positions_per_block); }
 
   void set_class_weight_sum() {
-    params.class_weight_sum = 0;
-    for (int64_t c = 0; c < params.num_classes; ++c) {
-      params.class_weight_sum += accumulation() == ScalarType::Double
-                                     ? static_cast<const double*>(params.target.class_weight)[c]
-                                     : static_cast<const float*>(params.target.class_weight)[c];
+    params.class_weight_sum = accumulation() == ScalarType::Double ? sum_of_class_weights<double>()
+                                                                   : sum_of_class_weights<float>();
+  }
+
+  // Several sums, of which the processor adds to one while it waits for another.
+  template <class T>
+  double sum_of_class_weights() const {
+    constexpr int64_t kSums = 8;
+    const T* weight = static_cast<const T*>(params.target.class_weight);
+    double sums[kSums] = {};
+    int64_t c = 0;
+    for (; c + kSums <= params.num_classes; c += kSums) {
+      for (int64_t i = 0; i < kSums; ++i) sums[i] += weight[c + i];
     }
+    for (; c < params.num_classes; ++c) sums[0] += weight[c];
+    return std::accumulate(sums, sums + kSums, 0.0);
   }
 
   void choose_kernel() {

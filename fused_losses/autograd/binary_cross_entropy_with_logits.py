@@ -118,4 +118,7 @@ def _in_order_of(target: Tensor, losses: Tensor) -> Tensor:
     if losses.stride() == target.stride():
         return losses
     ordered = torch.empty_like(target, dtype=losses.dtype, requires_grad=False)
-    return losses if losses.stride() == ordered.stride() else ordered.copy_(losses)
+    strides = zip(losses.shape, losses.stride(), ordered.stride(), strict=True)
+    if all(size == 1 or own == others for size, own, others in strides):
+        return losses
+    return ordered.copy_(losses)

@@ -7,6 +7,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +21,13 @@ from ..autograd.eager import saves_through_hooks
 from ..functional import cross_entropy, linear_cross_entropy
 from ..operators.composite import pulled_back
 from ..routing import HALF_DTYPES, are_transforms_active
+from ..torch_losses import torch_function
 
 __all__ = ["DeferredLogits", "DeferringLinear", "float32_cross_entropy"]
 
+_torch_cross_entropy = torch_function("cross_entropy")
 _SAME = {Tensor.contiguous}
+_RESHAPING = {Tensor.view, Tensor.reshape, torch.reshape}
 _SCALES: dict[Any, Callable[[float, float], float]] = {
     **dict.fromkeys((Tensor.mul, torch.mul), operator.mul),
     **dict.fromkeys((Tensor.div, torch.div, torch.true_divide), operator.truediv),
@@ -79,12 +83,21 @@ class _Uses:
 class _Deferral:
     """What a tensor of deferred logits and its node in the graph know: how to make them, and what was made."""
 
-    def __init__(self, layer: _Layer, operations: _Operations, uses: _Uses) -> None:
-        self.layer, self.operations, self.uses = layer, operations, uses
+    def __init__(self, layer: _Layer, operations: _Operations, uses: _Uses, view: _View | None = None) -> None:
+        self.layer, self.operations, self.uses, self.view = layer, operations, uses, view
         self.logits: Tensor | None = None
+
+    @property
+    def are_made(self) -> bool:
+        """Whether there are logits, which may be modified: these, or those that they are a view of."""
+        return self.logits is not None or (self.view is not None and self.view.of.are_made)
 
     def made(self) -> Tensor:
         """The logits."""
+        if self.logits is None and self.view is not None:
+            of, function, arguments = self.view
+            with torch.inference_mode(False), torch.enable_grad():
+                self.logits = function(of.made(), *arguments)
         if self.logits is None:
             self.check_layer()
             # Whoever asks first: another may differentiate them. And what the layer saves is nothing that a checkpoint
@@ -110,6 +123,8 @@ class _Deferral:
 
     def check_logits(self) -> None:
         """That nothing happened to those that were made, of which others know nothing."""
+        if self.view is not None:
+            self.view.of.check_logits()
         if self.logits is None or torch.compiler.is_compiling():
             return
         if self.logits._version or _has_hooks(self.logits):
@@ -158,10 +173,18 @@ class _Deferral:
             elif function in _SCALES:
                 factor = _SCALES[function](1.0, float(arguments[0]))
                 before, after = (before, after * factor) if capped else (before * factor, after)
-        if self.logits is not None or (capped and not 0 < after < math.inf):
+        if self.are_made or (capped and not 0 < after < math.inf):
             return None
         scale = before * after if capped else before
         return (scale, after if capped else None) if math.isfinite(scale) and scale != 0 else None
+
+
+class _View(NamedTuple):
+    """``function(of, *arguments)``, some of whose rows, or all in another shape, deferred logits are."""
+
+    of: _Deferral
+    function: Callable[..., Tensor]
+    arguments: tuple[Any, ...]
 
 
 class _Node(torch.autograd.Function):
@@ -187,9 +210,10 @@ class _Node(torch.autograd.Function):
 class DeferredLogits(Tensor):
     """``linear(input, weight, bias)``, perhaps scaled and capped, as a tensor without memory.
 
-    Division and multiplication by a number, ``tanh``, ``float`` and ``contiguous`` give deferred logits again, and
-    :func:`float32_cross_entropy` their loss by :func:`fused_losses.functional.linear_cross_entropy`. Anything else
-    makes the logits, once, and goes on with them: it costs what it would have cost, and gives the same.
+    Division and multiplication by a number, ``tanh``, ``float`` and ``contiguous`` give deferred logits again, as do
+    slices and other shapes of the rows. :func:`float32_cross_entropy` and torch's own function give their loss by
+    :func:`fused_losses.functional.linear_cross_entropy`. Anything else makes the logits, once, and goes on with them: it
+    costs what it would have cost, and gives the same.
     """
 
     _deferral: _Deferral
@@ -207,7 +231,7 @@ class DeferredLogits(Tensor):
 
     @property
     def are_made(self) -> bool:
-        return self._deferral.logits is not None
+        return self._deferral.are_made
 
     def made(self) -> Tensor:
         """The logits."""
@@ -231,10 +255,17 @@ class DeferredLogits(Tensor):
                     dtype = torch.float32 if _is_float(func, args) else self.dtype
                     operations = (*deferral.operations, (func, args[1:]))
                     return cls.of(_Deferral(deferral.layer, operations, uses), dtype)
+                if (rows := _rows_of(func, args)) is not None:
+                    view = _View(deferral, func, args[1:])
+                    return cls.of(
+                        _Deferral(deferral.layer._replace(input=rows), deferral.operations, uses, view), self.dtype
+                    )
                 if func is Tensor.register_hook and _is_of_fsdp(args[1]):
                     handle = RemovableHandle(uses.hooks)
                     uses.hooks[handle.id] = args[1]
                     return handle
+            if func is _torch_cross_entropy and (loss := _loss_by_torchs_name(*args, **(kwargs or {}))) is not None:
+                return loss
             if func in _HOOKS and isinstance(self, DeferredLogits) and not any(map(_is_of_fsdp, args[1:])):
                 self._deferral.check_gradient()
         return func(*_made(args), **_made(kwargs or {}))
@@ -277,6 +308,23 @@ def _is_deferrable(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         return func in _TANH or func is Tensor.float
     is_scale = func in _SCALES and len(args) == 2 and type(args[1]) in (int, float) and args[1] != 0
     return is_scale or _is_float(func, args)
+
+
+def _rows_of(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:
+    """The layer's input for what the function gives of the rows; ``None`` where it gives something else."""
+    logits, *others = args
+    input, num_classes = logits._deferral.layer.input, logits.shape[-1]
+    if func in _RESHAPING:
+        sizes = others[0] if len(others) == 1 and isinstance(others[0], (tuple, list)) else others
+        is_of_rows = len(sizes) > 1 and all(type(size) is int for size in sizes) and sizes[-1] == num_classes
+        return input.reshape(*sizes[:-1], input.shape[-1]) if is_of_rows else None
+    if func is Tensor.__getitem__:
+        index = others[0] if isinstance(others[0], tuple) else (others[0],)
+        reaches_classes = Ellipsis in index or len(index) == logits.dim()
+        is_of_rows = len(index) <= logits.dim() and all(type(part) in (int, slice, EllipsisType) for part in index)
+        is_whole = not reaches_classes or (len(index) > 1 and index[-1] == slice(None))
+        return input[others[0]] if is_of_rows and is_whole else None
+    return None
 
 
 def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
@@ -327,17 +375,9 @@ def float32_cross_entropy(
     options: dict[str, Any] = dict(reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing)
     target = target.reshape(-1)
     if isinstance(logits, DeferredLogits):
-        deferral = logits._deferral
-        terms = deferral.scale_and_softcap()
-        if terms is not None:
-            deferral.check_layer()
-            layer = deferral.layer
-            input = layer.input.reshape(-1, layer.input.shape[-1])
-            options.update(logit_scale=terms[0], softcap=terms[1])
-            with layer.autocast(float32_loss=True):
-                loss = linear_cross_entropy(input, layer.weight, target, linear_bias=layer.bias, **options)
-            deferral.uses.has_loss = True
-            return deferral.hooked(loss).float()
+        loss = _loss_without_logits(logits._deferral, target, float32_loss=True, **options)
+        if loss is not None:
+            return loss.float()
         logits = logits.made()
     logits = logits.reshape(-1, logits.shape[-1])
     if logits.dtype == torch.float64:
@@ -346,3 +386,44 @@ def float32_cross_entropy(
     is_half = logits.dtype in HALF_DTYPES
     with torch.autocast(logits.device.type, dtype=logits.dtype) if is_half else nullcontext():
         return cross_entropy(logits, target, **options)
+
+
+def _loss_without_logits(deferral: _Deferral, target: Tensor, *, float32_loss: bool, **options: Any) -> Tensor | None:
+    """Of all rows; ``None`` where the logits are there, or what was done to them is nothing that the loss can do."""
+    terms = deferral.scale_and_softcap()
+    if terms is None:
+        return None
+    deferral.check_layer()
+    layer = deferral.layer
+    input = layer.input.reshape(-1, layer.input.shape[-1])
+    options.update(logit_scale=terms[0], softcap=terms[1])
+    with layer.autocast(float32_loss=float32_loss):
+        loss = linear_cross_entropy(input, layer.weight, target, linear_bias=layer.bias, **options)
+    deferral.uses.has_loss = True
+    return deferral.hooked(loss)
+
+
+def _loss_by_torchs_name(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor | None:
+    """``torch.nn.functional.cross_entropy`` of rows of deferred logits and class indices, which models call whose loss
+    is no function of transformers'; ``None`` of anything else."""
+    if not isinstance(input, DeferredLogits) or isinstance(target, DeferredLogits) or input.dim() != 2:
+        return None
+    if not (
+        size_average is None and reduce is None and target.dtype == torch.int64 and target.shape == input.shape[:1]
+    ):
+        return None
+    options = dict(weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+    is_float32 = input.dtype == torch.float32
+    loss = _loss_without_logits(input._deferral, target, float32_loss=is_float32, **options)
+    if loss is None:
+        return None
+    return loss.float() if is_float32 or torch.is_autocast_enabled(target.device.type) else loss.to(input.dtype)

@@ -24,7 +24,7 @@ def loss_and_gradients(model, inputs, **options):
     model.zero_grad()
     output = model(**inputs, **options)
     output.loss.backward()
-    return output.loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+    return output.loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.fixture(params=CAUSAL_MODELS, ids=lambda make: make.__name__)
@@ -403,3 +403,96 @@ def test_the_memory_of_a_step():
             peaks.append(CpuDevice().peak_bytes(step))
     assert peaks[0] > 2 * 4 * 512 * 32000
     assert peaks[1] < 0.6 * peaks[0]
+
+
+def older_model(name):
+    """Its forward calls torch's own loss, not one of transformers' functions."""
+    sizes = dict(vocab_size=97, d_model=16)
+    layers = dict(decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, dropout=0.0)
+    encoder = dict(encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16, is_decoder=True)
+    xlnet = dict(n_layer=1, n_head=2, d_inner=16, dropout=0.0)
+    makers = {
+        "Bart": lambda: transformers.BartForCausalLM(transformers.BartConfig(**sizes, **layers, **encoder)),
+        "TrOCR": lambda: transformers.TrOCRForCausalLM(transformers.TrOCRConfig(**sizes, **layers)),
+        "XLNet": lambda: transformers.XLNetLMHeadModel(transformers.XLNetConfig(**sizes, **xlnet)),
+    }
+    return makers[name]().train()
+
+
+@pytest.mark.parametrize("is_patched", [False, True])
+@pytest.mark.parametrize("name", ["Bart", "TrOCR", "XLNet"])
+def test_models_that_compute_their_loss_themselves(name, is_patched):
+    stock = older_model(name)
+    fused = copy.deepcopy(stock)
+    bridge.fused_linear_head(fused)
+    inputs = batch()
+    expected = loss_and_gradients(stock, inputs)
+    fused_losses.routes(reset=True)
+    with fused_losses.patched() if is_patched else nullcontext():
+        torch.testing.assert_close(loss_and_gradients(fused, inputs), expected)
+    assert fused_losses.routes() == {"linear_cross_entropy": {"kernel": 1}}
+
+
+LOSSES_OF_ROWS = {
+    "all": lambda x, y: torch.nn.functional.cross_entropy(x.view(-1, 5), y.view(-1)),
+    "shifted": lambda x, y: torch.nn.CrossEntropyLoss()(x[..., :-1, :].contiguous().view(-1, 5), y[:, 1:].reshape(-1)),
+    "of one sample": lambda x, y: torch.nn.functional.cross_entropy(x[1], y[1], ignore_index=3),
+    "unreduced": lambda x, y: torch.nn.functional.cross_entropy(x.reshape(8, 5), y.flatten(), reduction="none").mean(),
+    "smoothed": lambda x, y: torch.nn.functional.cross_entropy(x[:, 2:].reshape(-1, 5), y[:, 2:].reshape(-1),
+                                                              torch.ones(5, dtype=x.dtype), label_smoothing=0.1),
+    "scaled": lambda x, y: torch.nn.functional.cross_entropy((x / 0.7).view(-1, x.size(-1)), y.view(-1)),
+    "of floats": lambda x, y: torch.nn.functional.cross_entropy(x.float().view((8, 5)), y.view(-1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("loss", LOSSES_OF_ROWS.values(), ids=LOSSES_OF_ROWS)
+def test_torchs_loss_of_some_rows(loss, dtype, is_autocast):
+    if is_autocast and dtype == torch.float64:
+        pytest.skip("autocast leaves float64 as it is")
+    layer, input = torch.nn.Linear(3, 5).to(dtype), torch.randn(2, 4, 3).to(dtype)
+    target = torch.randint(5, (2, 4))
+    results = []
+    for kind in (torch.nn.Linear, DeferringLinear):
+        layer.__class__ = kind
+        layer.zero_grad()
+        fused_losses.routes(reset=True)
+        with torch.autocast("cpu", enabled=is_autocast):
+            value = loss(layer(input), target)
+        value.backward()
+        results.append((value.detach(), layer.weight.grad, layer.bias.grad))
+    rounding = {"rtol": 0.02, "atol": 0.02} if is_autocast or dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(results[1], results[0], **rounding)
+    assert fused_losses.routes() == {"linear_cross_entropy": {"kernel": 1}}
+
+
+def test_what_is_no_loss_of_rows_reads_the_logits():
+    layer, input, target = DeferringLinear(3, 5), torch.randn(2, 4, 3), torch.randint(5, (2, 4))
+    cross_entropy = torch.nn.functional.cross_entropy
+    for loss in (
+        lambda x: cross_entropy(x.transpose(1, 2), target),
+        lambda x: cross_entropy(x.view(-1, 5), torch.eye(5)[target.view(-1)]),
+        lambda x: cross_entropy(x[..., :4].reshape(-1, 4), target.view(-1) % 4),
+        lambda x: cross_entropy(x[target > 1], target[target > 1]),
+        lambda x: cross_entropy(x.view(4, 10), target.view(-1)[:4]),
+    ):
+        torch.testing.assert_close(
+            loss(layer(input)), loss(torch.nn.functional.linear(input, layer.weight, layer.bias))
+        )
+
+
+def test_rows_share_the_memory_of_the_logits():
+    layer, input = DeferringLinear(3, 5), torch.randn(2, 4, 3)
+    logits = layer(input)
+    flat, part, half = logits.view(-1, 5), logits[:, :2], logits / 2
+    with torch.no_grad():
+        logits[0, 0] = 7.0
+    assert (flat[0] == 7).all() and (part[0, 0] == 7).all()
+    target = torch.zeros(8, dtype=torch.int64)
+    of_tensor = torch.nn.functional.cross_entropy(logits.clone().view(-1, 5), target)
+    torch.testing.assert_close(torch.nn.functional.cross_entropy(flat, target), of_tensor)
+    with torch.no_grad():
+        flat[1] = 9.0
+    assert (logits[0, 1] == 9).all() and (part[0, 1] == 9).all()
+    torch.testing.assert_close(half[0, 0], (input[0, 0] @ layer.weight.T + layer.bias) / 2)
