@@ -6,8 +6,10 @@ losses) asks for ``grad_output`` times the gradient for 1: another sweep over it
 the forward computes the gradient for the ``grad_output`` that the last backward of such a loss had. Where that changes
 with every step a prepared gradient is lost work: the forward then leaves statistics, and the backward computes. What is
 expected decides which of two ways is taken; the bits of the result are the same on both, and on the way back from a
-wrong guess. Small losses are always prepared for 1: there a wrong guess costs next to nothing. A large one whose logits
-were modified between forward and backward, which only a prepared gradient survives, is always prepared from then on.
+wrong guess. The smallest losses are prepared for 1: there a wrong guess costs no more than to remember. Small ones are
+always prepared, for what was asked for last: it is small, too, what a wrong guess costs there, and a prepared gradient
+alone survives that the logits are modified between forward and backward. A large loss of which that is seen is always
+prepared from then on.
 
 Note [Told by the device]
 Of a ``grad_output`` on a GPU the host learns without waiting: the device copies it to pinned memory when it comes to
@@ -28,6 +30,7 @@ from . import placement
 
 __all__ = ["FOR_ONE", "Expectation", "expectation_of"]
 
+_FEWEST_ELEMENTS = 1 << 10
 _SMALL_ELEMENTS = 1 << 16
 _SMALL_ELEMENTS_ON_DEVICE = 1 << 22  # a sweep over them is hardly longer than the copy of grad_output
 _FIRST_ANSWERS = 4
@@ -40,11 +43,11 @@ class Expectation:
 
     __slots__ = ("_always_prepares", "_changes", "_last", "_remembers")
 
-    def __init__(self, remembers: bool = True) -> None:
+    def __init__(self, remembers: bool = True, always_prepares: bool = False) -> None:
         self._remembers = remembers
         self._last = 1.0
         self._changes = 0
-        self._always_prepares = False
+        self._always_prepares = always_prepares
 
     @property
     def grad_output(self) -> float | None:
@@ -112,12 +115,15 @@ def expectation_of(input: Tensor, reduction: int, kind: str) -> Expectation:
     Nothing is remembered of an unreduced loss, which has no one ``grad_output``.
     """
     on_host = placement.is_on_host(input)
-    if reduction == 0 or input.numel() < (_SMALL_ELEMENTS if on_host else _SMALL_ELEMENTS_ON_DEVICE):
+    size = input.numel()
+    if reduction == 0 or size < (_FEWEST_ELEMENTS if on_host else _SMALL_ELEMENTS_ON_DEVICE):
         return FOR_ONE
-    key = (kind, reduction, input.dtype, input.device, input.shape[1:] if input.dim() > 1 else ())
+    is_small = size < _SMALL_ELEMENTS
+    key = (kind, reduction, input.dtype, input.device, is_small, input.shape[1:] if input.dim() > 1 else ())
     expectation = _expectations.get(key)
     if expectation is None:
         if len(_expectations) >= _MOST_LOSSES:
             _expectations.clear()
-        expectation = _expectations[key] = Expectation() if on_host else DeviceExpectation()
+        made = Expectation(always_prepares=is_small) if on_host else DeviceExpectation()
+        expectation = _expectations[key] = made
     return expectation

@@ -8,8 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 from fused_losses.autograd import scale_history
 from fused_losses.autograd.scale_history import Expectation
 
-# Long rows, rows in batches, few classes, a strided class axis; all large enough to be remembered.
-SHAPES = [(5, 30_000), (90, 1000), (8000, 10), (2, 21, 64, 30)]
+# Long rows, rows in batches, few classes, a strided class axis, and one that is always prepared.
+SHAPES = [(5, 30_000), (90, 1000), (8000, 10), (2, 21, 64, 30), (16, 100)]
 
 
 def histories(scale):
@@ -95,11 +95,12 @@ def test_nor_do_they_with_options(options, kind, shape, scale, dtype):
     assert_all_equal(gradients_of_all_histories(CROSS_ENTROPY, input, target, scale, **options))
 
 
+@pytest.mark.parametrize("shape", [(90, 1000), (16, 100)], ids=["large", "small"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("loss", [CROSS_ENTROPY, BINARY_CROSS_ENTROPY_WITH_LOGITS], ids=repr)
-def test_the_gradient_of_a_constant_scale_is_computed_once(loss, dtype):
+def test_the_gradient_of_a_constant_scale_is_computed_once(loss, dtype, shape):
     """In the forward of every step but the first, and the backward hands it out."""
-    input, target = sample(loss, (90, 1000), dtype)
+    input, target = sample(loss, shape, dtype)
 
     def operators_of_a_step():
         with profile(activities=[ProfilerActivity.CPU]) as record:
@@ -189,11 +190,19 @@ def test_logits_overwritten_before_the_backward_of_a_large_loss():
     check_overwritten_logits((90, 1000), (1.0, 0.37, 5.0))
 
 
+def test_logits_overwritten_before_the_backward_of_a_small_loss_whose_scale_changes():
+    logits, target = sample(CROSS_ENTROPY, (16, 100))
+    for scale in (2.0, 5.0, 7.0):
+        scaled_gradient(CROSS_ENTROPY, logits, target, scale)
+    check_overwritten_logits((16, 100), (3.0, 0.37, 5.0))
+
+
 # On a device, which tells the host later what it was asked for.
 
 
 @pytest.fixture
 def no_loss_is_small(monkeypatch):
+    monkeypatch.setattr(scale_history, "_FEWEST_ELEMENTS", 0)
     monkeypatch.setattr(scale_history, "_SMALL_ELEMENTS", 0)
     monkeypatch.setattr(scale_history, "_SMALL_ELEMENTS_ON_DEVICE", 0)
 
