@@ -137,4 +137,10 @@ def checked_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> LinearL
             f"K-dimensional loss defined by linear_weight shape {tuple(weight.shape)} requires batched input, "
             f"(N, {input.shape[-1]}), got unbatched input with shape {tuple(input.shape)}"
         )
+    for tensor in (weight, bias):
+        if tensor is not None and tensor.device != input.device:  # of one without memory torch makes what is not there
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                f"{input.device} and {tensor.device}!"
+            )
     return LinearLayer(input, weight, bias)

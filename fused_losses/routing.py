@@ -37,6 +37,7 @@ __all__ = [
     "is_compiling",
     "is_differentiated",
     "is_dtensor",
+    "is_in_forward_mode",
     "is_served",
     "is_under_transform",
     "is_watched",
@@ -93,6 +94,12 @@ def _has_overriding_type(tensors: tuple[Tensor | None, ...]) -> bool:
 def is_under_transform() -> bool:
     """Whether a transform of :mod:`torch.func` is at work, or forward mode."""
     return are_transforms_active() or forward_ad._current_level >= 0
+
+
+@constant_while_tracing
+def is_in_forward_mode() -> bool:
+    """Whether dual numbers may be about: inside :func:`torch.func.jvp`, too."""
+    return forward_ad._current_level >= 0
 
 
 @constant_while_tracing

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .beyond_torch import check_beyond_torch
+from .beyond_torch import check_beyond_torch, reason_for_composite
 from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_entropy
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.elementwise import autocast_dtype
@@ -18,7 +18,6 @@ from .operators.elementwise import refusal as refusal_of_elementwise
 from .operators.nll_loss import refusal as refusal_of_nll_loss
 from .operators.registration import refusal_of_reduction
 from .operators.row_terms import RowTerms, row_terms
-from .operators.row_terms import refusal as refusal_of_terms
 from .route_log import note
 from .routing import (
     OVERRIDDEN,
@@ -102,12 +101,9 @@ def way_of_call(name: str, **arguments: Any) -> tuple[str | None, str]:
     arguments["input"] = without_waiting_wrapper(arguments["input"])
     terms = row_terms(*(arguments.pop(key, default) for key, default in _TERMS.items()))
     token_weight = arguments.pop("token_weight", None)
-    is_torchs = token_weight is None and terms == RowTerms()
-    if not is_torchs:
-        check_beyond_torch(arguments["input"], arguments["target"], arguments["label_smoothing"], terms, token_weight)
-    if (reason := refusal_of_terms(arguments["input"], terms)) is not None:
-        return reason, route
-    if is_torchs and is_dtensor(arguments["input"]):
+    if token_weight is not None or terms != RowTerms():
+        return _against_beyond_torch(**arguments, terms=terms, token_weight=token_weight), route
+    if is_dtensor(arguments["input"]):
         input, target, *weights = tensors.values()
         options = tuple(arguments[key] for key in ("ignore_index", "label_smoothing") if key in arguments)
         way = _way_of_dtensors(name, input, target, tuple(weights), arguments["reduction"], options)
@@ -119,6 +115,23 @@ def way_of_call(name: str, **arguments: Any) -> tuple[str | None, str]:
         "binary_cross_entropy_with_logits": against_binary_cross_entropy_with_logits,
     }
     return against[name](**arguments), route
+
+
+def _against_beyond_torch(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    terms: RowTerms,
+    token_weight: Tensor | None,
+) -> str | None:
+    check_beyond_torch(input, target, label_smoothing, terms, token_weight)
+    promote = token_weight is not None or promotes(input)  # unreduced losses are not rounded before they are weighted
+    return refusal_of_reduction(reduction) or reason_for_composite(
+        input, target, weight, ignore_index, label_smoothing, promote, terms
+    )
 
 
 def loss_of_dtensors(

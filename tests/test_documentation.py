@@ -38,7 +38,7 @@ def blocks_of(page: Path) -> list[str]:
 
 def run(page: Path) -> dict[str, Any]:
     """The names that the blocks of a page leave, each of which goes on where the one before has ended."""
-    names: dict[str, Any] = {"torch": torch}
+    names: dict[str, Any] = {}
     for block in blocks_of(page):
         exec(compile(block, page.name, "exec"), names)
     return names

@@ -15,15 +15,18 @@ from torch import Tensor
 from ..operators.class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype
 from ..operators.registration import REDUCTIONS
 from ..operators.row_terms import check_token_weight, row_terms
+from ..routing import is_in_forward_mode
 
 __all__ = [
     "check_linear",
     "check_logits",
     "check_options",
+    "check_vocab_start",
     "class_weight_of_shard",
     "error_of",
     "group_of_name",
     "name_of_group",
+    "refuse_call",
     "stand_in",
 ]
 
@@ -52,6 +55,20 @@ def error_of(*checks: Callable[[], None]) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+def refuse_call(*tensors: Tensor | None) -> None:
+    """Raises what is wrong on every rank alike, before anything is sent."""
+    if is_in_forward_mode():
+        raise NotImplementedError("losses of a vocabulary that is spread over ranks have no forward-mode derivative")
+    devices = sorted({str(tensor.device) for tensor in tensors if isinstance(tensor, Tensor)})
+    if len(devices) > 1:
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found {' and '.join(devices)}")
+
+
+def check_vocab_start(vocab_start: int | None) -> None:
+    if vocab_start is not None and vocab_start < 0:
+        raise ValueError(f"vocab_start must not be negative, got {vocab_start}")
 
 
 def check_logits(logits: Tensor, target: Tensor, weight: Tensor | None) -> None:

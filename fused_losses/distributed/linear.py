@@ -8,7 +8,7 @@ from torch import Tensor
 from ..linear_layer import autocast_layer
 from ..operators.row_terms import refuse_tensors
 from . import operators
-from .arguments import name_of_group
+from .arguments import name_of_group, refuse_call
 from .loss import LossOptions
 
 __all__ = ["vocab_parallel_linear_cross_entropy"]
@@ -78,6 +78,7 @@ def vocab_parallel_linear_cross_entropy(
     (`arXiv:2411.09009 <https://arxiv.org/abs/2411.09009>`_).
     """
     refuse_tensors(logit_scale, softcap, lse_square_scale)
+    refuse_call(input, linear_weight_local, linear_bias, target, weight, token_weight)
     options = LossOptions(
         name_of_group(group),
         vocab_start,

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..operators.row_terms import refuse_tensors
 from ..tokens import TokenStatistics
 from . import operators
-from .arguments import name_of_group
+from .arguments import name_of_group, refuse_call
 from .loss import LossOptions
 
 __all__ = ["vocab_parallel_cross_entropy", "vocab_parallel_token_statistics"]
@@ -84,6 +84,7 @@ def vocab_parallel_cross_entropy(
     log-sum-exp; `Gemma 2 <https://arxiv.org/abs/2408.00118>`_ for the softcap.
     """
     refuse_tensors(logit_scale, softcap, lse_square_scale)
+    refuse_call(logits, target, weight, token_weight)
     options = LossOptions(
         name_of_group(group),
         vocab_start,
@@ -149,5 +150,6 @@ def vocab_parallel_token_statistics(
     ``fused_losses/distributed/shard.py``.
     """
     refuse_tensors(logit_scale, softcap)
+    refuse_call(logits, target)
     options = (name_of_group(group), vocab_start, ignore_index, logit_scale, softcap)
     return TokenStatistics(*operators.token_statistics(logits, target, *options)[:4])

@@ -23,6 +23,7 @@ from .arguments import (
     check_linear,
     check_logits,
     check_options,
+    check_vocab_start,
     class_weight_of_shard,
     error_of,
     group_of_name,
@@ -120,7 +121,9 @@ def cross_entropy(
 ) -> tuple[Tensor, ...]:
     asked = LossOptions(*options)
     error = error_of(
-        lambda: check_logits(logits, target, weight), lambda: check_options(target, token_weight, *asked.checked)
+        lambda: check_logits(logits, target, weight),
+        lambda: check_options(target, token_weight, *asked.checked),
+        lambda: check_vocab_start(asked.vocab_start),
     )
     rows, indices = (logits, target.reshape(-1).long()) if error is None else stand_in(target, logits.dtype)
     class_weight = class_weight_of_shard(weight, rows.size(-1), logits.dtype)
@@ -200,6 +203,7 @@ def linear_cross_entropy(
     error = error_of(
         lambda: check_linear(input, linear_weight, linear_bias, target, weight),
         lambda: check_options(target, token_weight, *asked.checked),
+        lambda: check_vocab_start(asked.vocab_start),
     )
     if error is None:
         layer, indices = Layer.of(input, linear_weight, linear_bias), target.reshape(-1).long()
@@ -308,7 +312,9 @@ def token_statistics(
     softcap: float | None,
 ) -> tuple[Tensor, ...]:
     error = error_of(
-        lambda: check_logits(logits, target, None), lambda: check_options(target, None, logit_scale, softcap)
+        lambda: check_logits(logits, target, None),
+        lambda: check_options(target, None, logit_scale, softcap),
+        lambda: check_vocab_start(vocab_start),
     )
     rows, indices = (logits, target.reshape(-1).long()) if error is None else stand_in(target, logits.dtype)
     vocabulary = Vocabulary(

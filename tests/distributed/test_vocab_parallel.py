@@ -92,3 +92,37 @@ def test_the_example_trains_the_same_curve_as_one_process():
 def test_modules_refuse_options_that_their_functions_lack(module, option):
     with pytest.raises(TypeError, match=f"{module.__name__} has no option {option}, but .*softcap"):
         module(**{option: 0.1})
+
+
+def spread_losses():
+    """Each function on a rank that holds all classes."""
+    weight = torch.randn(5, 5)
+    return {
+        "logits": lambda x, t, **o: distributed.vocab_parallel_cross_entropy(x, t, **o),
+        "linear": lambda x, t, **o: distributed.vocab_parallel_linear_cross_entropy(x, weight.to(x.device), t, **o),
+        "statistics": lambda x, t, **o: distributed.vocab_parallel_token_statistics(x, t, **o).log_prob,
+    }
+
+
+@pytest.mark.parametrize("name", ["logits", "linear", "statistics"])
+def test_forward_mode_is_refused(name, one_process):
+    """Torch would take the operator for a constant inside jvp."""
+    loss, logits, target = spread_losses()[name], torch.randn(3, 5), torch.tensor([0, 2, 4])
+    for transform in (
+        lambda f: torch.func.jvp(f, (logits,), (logits,)),
+        lambda f: torch.func.jacfwd(f)(logits),
+        lambda f: torch.compile(lambda x: torch.func.jvp(f, (x,), (x,)), backend="eager")(logits),
+    ):
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            transform(lambda x: loss(x, target))
+
+
+@pytest.mark.parametrize("name", ["logits", "linear", "statistics"])
+def test_what_is_wrong_with_devices_and_shards(name, one_process):
+    loss, logits, target = spread_losses()[name], torch.randn(3, 5), torch.tensor([0, 2, 4])
+    for x, t in ((logits.to("meta"), target), (logits, target.to("meta"))):
+        with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+            loss(x, t)
+    assert loss(logits.to("meta"), target.to("meta")).is_meta
+    with pytest.raises(ValueError, match="vocab_start must not be negative"):
+        loss(logits, target, vocab_start=-1)

@@ -125,6 +125,15 @@ def test_a_call_that_raises_raises_what_it_would():
                 function(*arguments, **options)
 
 
+def test_weighted_tokens_of_16_bits_take_weights_of_classes_in_float32():
+    logits, target = sample(CROSS_ENTROPY, (6, 5), torch.bfloat16)
+    options = {"weight": torch.rand(5), "token_weight": torch.rand(6)}
+    assert fused_losses.explain(CROSS_ENTROPY.ours, logits, target, **options).startswith("kernel of cross_entropy")
+    CROSS_ENTROPY.ours(logits, target, **options)
+    assert routes_of(CROSS_ENTROPY) == {"kernel": 1}
+    assert "the weight's type" in fused_losses.explain(CROSS_ENTROPY.ours, logits, target, weight=torch.rand(5))
+
+
 def test_functions_that_torch_lacks():
     cpu = f"CPU, {fused_losses._C.cpu_capability()}"
     logits, target = torch.randn(6, 5, requires_grad=True), torch.randint(5, (6,))
