@@ -212,8 +212,8 @@ class DeferredLogits(Tensor):
 
     Division and multiplication by a number, ``tanh``, ``float`` and ``contiguous`` give deferred logits again, as do
     slices and other shapes of the rows. :func:`float32_cross_entropy` and torch's own function give their loss by
-    :func:`fused_losses.functional.linear_cross_entropy`. Anything else makes the logits, once, and goes on with them: it
-    costs what it would have cost, and gives the same.
+    :func:`fused_losses.functional.linear_cross_entropy`. Anything else makes the logits, once, and goes on with
+    them: it costs what it would have cost, and gives the same.
     """
 
     _deferral: _Deferral

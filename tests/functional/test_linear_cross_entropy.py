@@ -228,7 +228,7 @@ def test_tensors_on_several_devices_are_an_error(loss, place):
     """Of a layer that is partly without memory torch computes numbers from none."""
     tensors = [torch.randn(2, 3), torch.randn(5, 3), torch.tensor([0, 4]), torch.randn(5)]
     tensors[place] = tensors[place].to("meta")
-    with pytest.raises(RuntimeError, match="on the (same|expected) device"):
+    with pytest.raises(RuntimeError, match=r"on the (same|expected) device"):
         loss(*tensors[:3], linear_bias=tensors[3])
     everywhere = [tensor.to("meta") for tensor in tensors]
     assert loss(*everywhere[:3], linear_bias=everywhere[3]).is_meta
