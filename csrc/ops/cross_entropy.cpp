@@ -74,8 +74,8 @@ class Call : public CrossEntropyProblem {
   int64_t num_blocks() const { return blocks_of(params.num_positions, params.positions_per_block); }
 
   void set_class_weight_sum() {
-    params.class_weight_sum = accumulation() == ScalarType::Double ? sum_of_class_weights<double>()
-                                                                   : sum_of_class_weights<float>();
+    params.class_weight_sum =
+        accumulation() == ScalarType::Double ? sum_of_class_weights<double>() : sum_of_class_weights<float>();
   }
 
   // Several sums, of which the processor adds to one while it waits for another.

@@ -89,13 +89,14 @@ def times_batch(
         dtype: of the gradients.
     """
     factor = grad_output.to(accumulation_dtype(dtype))
+    stay_zero = gradient_for_one == 0
     if isinstance(scale, Tensor) and class_dim is not None:  # of a mean over no weight what counts is 0 / 0
-        gradient_for_one = torch.where(scale.isfinite().unsqueeze(class_dim), gradient_for_one, torch.nan)
+        stay_zero &= scale.isfinite().unsqueeze(class_dim)
     if scale is not None:
         factor = factor * scale
     if class_dim is not None:
         factor = factor.unsqueeze(class_dim)
-    return multiplied(gradient_for_one, factor).to(dtype)
+    return _multiplied(gradient_for_one, factor, stay_zero).to(dtype)
 
 
 def dense(grad_output: Tensor) -> Tensor:
@@ -152,8 +153,12 @@ def _take_on_device(ctx: Any, gradient: Tensor, grad_output: Tensor, rescale: Ca
 
 def multiplied(gradient: Tensor, factor: Tensor | float) -> Tensor:
     """Rounded once more. What is 0 stays 0, whatever the factor is: of rows that do not count."""
+    return _multiplied(gradient, factor, gradient == 0)
+
+
+def _multiplied(gradient: Tensor, factor: Tensor | float, stay_zero: Tensor) -> Tensor:
     product = (gradient.to(accumulation_dtype(gradient.dtype)) * factor).to(gradient.dtype)
-    return torch.where(gradient == 0, gradient, product)
+    return product.masked_fill_(stay_zero, 0)
 
 
 def _saved_intact(ctx: Any) -> tuple[Tensor | None, ...] | None:

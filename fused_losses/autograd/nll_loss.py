@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..operators.class_axis import accumulation_dtype, class_dim, mean_scale
-from ..operators.composite import other_gradients
+from ..operators.composite import needed_gradients, other_gradients, pulled_back
 from ..operators.nll_loss import composite, constant_of
-from ..operators.registration import MEAN, SUM, below_autograd, call
+from ..operators.registration import below_autograd, call
 from ..route_log import EAGER
 from ..routing import may_be_differentiated, may_be_differentiated_later
-from .backward import dense, is_batched, is_plain, reduction_for_one, times_batch
+from .backward import dense, is_batched, is_plain
 from .eager import eager_apply
 
 
@@ -68,26 +67,13 @@ class NLLLossFunction(torch.autograd.Function):
 def _watched_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     """See Note [Watched backwards]."""
     input, target, weight = tensors = ctx.saved_tensors
-    if is_batched(grad_output):
-        gradient = _batched_gradient(grad_output, input, target, weight, ctx.options)
-    else:
-        gradient = call("nll_loss_backward", grad_output, target, weight, input.shape, input.dtype, *ctx.options)
+    formula = partial(composite, ctx.options)
+    if is_batched(grad_output):  # torch's own writes what is not 0 of each
+        return pulled_back(formula, tensors, needed_gradients(ctx, tensors), grad_output)
+    gradient = call("nll_loss_backward", grad_output, target, weight, input.shape, input.dtype, *ctx.options)
     if torch.is_grad_enabled():
         gradient = constant_of(input, gradient)
-    return [gradient, *other_gradients(ctx, partial(composite, ctx.options), tensors, grad_output)]
-
-
-def _batched_gradient(
-    grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, options: tuple[int, int, bool]
-) -> Tensor:
-    reduction, ignore_index, promote = options
-    dtype = accumulation_dtype(input.dtype)
-    ones = torch.ones(grad_output.shape, dtype=dtype, device=input.device)
-    options_for_one = (reduction_for_one(reduction), ignore_index, promote)
-    of_one = call("nll_loss_backward", ones, target, weight, input.shape, input.dtype, *options_for_one)
-    scale = mean_scale(target, weight, ignore_index, 0.0, input) if reduction == MEAN else None
-    axis = class_dim(input.shape) if reduction != SUM else None
-    return times_batch(of_one, grad_output, scale, axis, input.dtype)  # a weight for 1: as exact as it came
+    return [gradient, *other_gradients(ctx, formula, tensors, grad_output)]
 
 
 _apply = eager_apply(NLLLossFunction)
