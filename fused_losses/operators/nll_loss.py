@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..routing import is_under_transform
 from ..torch_losses import torch_function
 from .batching import batch_first, call_one_by_one, reduce_stack, spread_stack
 from .class_axis import (
@@ -97,7 +98,23 @@ def _differentiate_loss(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, .
 
 def constant_of(input: Tensor, gradient: Tensor) -> Tensor:
     """A gradient that does not depend on the input it is the gradient for: its derivative is zeros, not nothing."""
-    return torch.where(torch.ones((), dtype=torch.bool, device=input.device), gradient, input)
+    if is_under_transform() or torch.compiler.is_compiling():
+        return torch.where(torch.ones((), dtype=torch.bool, device=input.device), gradient, input)
+    constant: Tensor = _ConstantOf.apply(gradient, input)  # type: ignore[no-untyped-call]
+    return constant
+
+
+class _ConstantOf(torch.autograd.Function):
+    """Without reading either."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, input: Tensor) -> Tensor:
+        ctx.sizes = input.shape
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+        return grad_output, grad_output.new_zeros(()).expand(ctx.sizes)
 
 
 def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
