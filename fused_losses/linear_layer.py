@@ -44,6 +44,13 @@ class LinearLayer(NamedTuple):
     def fits(self, target: Tensor) -> bool:
         return self.holds_probabilities(target) or target.shape == self.positions()
 
+    def error_of_target(self, target: Tensor) -> ValueError:
+        """Of class indices that do not fit."""
+        return ValueError(
+            f"Expected target of shape {list(self.positions())} for an input of shape {list(self.input.shape)}, "
+            f"got {list(target.shape)}"
+        )
+
     def num_rows(self) -> int:
         return math.prod(self.input.shape[:-1])
 

@@ -297,10 +297,7 @@ def _statistics_asked(
     layer = checked_layer(input, linear_weight, linear_bias)
     options = (terms.logit_scale, terms.softcap, ignore_index)
     if target.shape != layer.positions():
-        raise ValueError(
-            f"Expected target of shape {list(layer.positions())} for an input of shape {list(input.shape)}, "
-            f"got {list(target.shape)}"
-        )
+        raise layer.error_of_target(target)
     if target.dtype not in INDEX_DTYPES:
         raise ValueError(f"targets must be class indices, not {target.dtype}")
     require_floating_point(input)
@@ -386,10 +383,7 @@ def _by_torch(
     input, linear_weight, bias = layer
     if input.dim() > 2:
         if not layer.fits(target):  # of rows that are one axis it would
-            raise ValueError(
-                f"Expected target of shape {list(layer.positions())} for an input of shape {list(input.shape)}, "
-                f"got {list(target.shape)}"
-            )
+            raise layer.error_of_target(target)
         input, target = input.flatten(0, -2), layer.rows_of_target(target)
     logits_shape = (*input.shape[:-1], *linear_weight.shape[:-1])
     logits = F.linear(input, linear_weight.flatten(0, -2), None if bias is None else bias.flatten())

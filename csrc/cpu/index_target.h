@@ -54,16 +54,40 @@ inline TargetScan count_targets(const IndexTarget& target, int64_t begin, int64_
   return {static_cast<double>(used), first_invalid};
 }
 
-template <class A>
+// A few weights at a time are added plainly, four sums side by side: a rounding or two more than if all were
+// compensated.
+template <class I, class A>
 inline double sum_weights(const IndexTarget& target, int64_t begin, int64_t end) {
+  constexpr int64_t kChunk = 16;
+  const I* data = static_cast<const I*>(target.data);
+  const A* class_weight = static_cast<const A*>(target.class_weight);
+  const int64_t ignore_index = target.ignore_index;
+  const auto weight_at = [=](int64_t position) -> double {
+    const int64_t index = data[position];
+    return index != ignore_index ? class_weight[index] : A(0);
+  };
   CompensatedSum total;
-  for (int64_t position = begin; position < end; ++position) {
-    const int64_t index = read_index(target, position);
-    if (index != target.ignore_index) {
-      total.add(static_cast<double>(static_cast<const A*>(target.class_weight)[index]));
+  int64_t position = begin;
+  for (; position + kChunk <= end; position += kChunk) {
+    double sums[4] = {};
+    for (int64_t i = 0; i < kChunk; i += 4) {
+      for (int64_t j = 0; j < 4; ++j) sums[j] += weight_at(position + i + j);
     }
+    total.add((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
+  for (; position < end; ++position) total.add(weight_at(position));
   return total.value();
+}
+
+// What the targets are, from their type on.
+template <class I>
+inline TargetScan scan(const IndexTarget& target, int64_t begin, int64_t end) {
+  TargetScan result = count_targets<I>(target, begin, end);
+  if (target.class_weight != nullptr && result.first_invalid < 0) {
+    result.weight =
+        target.double_weight ? sum_weights<I, double>(target, begin, end) : sum_weights<I, float>(target, begin, end);
+  }
+  return result;
 }
 
 }  // namespace

@@ -126,13 +126,8 @@ void CrossEntropyProblem::set_layout(bool wants_gradient) {
   returned_strides_ = dense_strides(sizes_, strides);
   gradient_strides_ = wants_gradient ? returned_strides_ : strides;
   std::optional<PositionLayout> layout = try_layout();
-  for (const auto& copied : {returned_strides_, contiguous_strides(sizes_)}) {
-    if (layout.has_value()) break;
-    logits_ = at_strides(logits_, copied);
-    if (is_probability()) target_ = at_strides(target_, copied);
-    gradient_strides_ = copied;
-    layout = try_layout();
-  }
+  if (!layout.has_value()) layout = copied_layout(returned_strides_);
+  if (!layout.has_value()) layout = copied_layout(contiguous_strides(sizes_));
   params.logits = logits_.data_ptr();
   params.inner_size = layout->inner_size;
   params.logits_layout = layout->layouts[0];
@@ -143,6 +138,13 @@ void CrossEntropyProblem::set_layout(bool wants_gradient) {
   }
   contiguous_classes_ = layout->contiguous_classes;
   if (!contiguous_classes_ && params.num_classes > INT32_MAX) refuse("2^31 classes and more along a strided axis");
+}
+
+std::optional<PositionLayout> CrossEntropyProblem::copied_layout(const std::vector<int64_t>& strides) {
+  logits_ = at_strides(logits_, strides);
+  if (is_probability()) target_ = at_strides(target_, strides);
+  gradient_strides_ = strides;
+  return try_layout();
 }
 
 std::optional<PositionLayout> CrossEntropyProblem::try_layout() const {

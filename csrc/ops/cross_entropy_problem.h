@@ -69,6 +69,7 @@ class CrossEntropyProblem {
   void check_terms() const;
   void set_target(const Tensor& target);
   void set_layout(bool wants_gradient);
+  std::optional<PositionLayout> copied_layout(const std::vector<int64_t>& strides);
   std::optional<PositionLayout> try_layout() const;
 
   CrossEntropyOptions options_;
