@@ -496,3 +496,15 @@ def test_rows_share_the_memory_of_the_logits():
         flat[1] = 9.0
     assert (logits[0, 1] == 9).all() and (part[0, 1] == 9).all()
     torch.testing.assert_close(half[0, 0], (input[0, 0] @ layer.weight.T + layer.bias) / 2)
+
+
+def test_the_loss_of_rows_is_that_of_logits_that_were_modified():
+    layer, input, target = DeferringLinear(3, 5), torch.randn(2, 4, 3), torch.zeros(8, dtype=torch.int64)
+    logits = layer(input)
+    flat = logits.view(-1, 5)
+    with torch.no_grad():
+        logits[0, 0] = 7.0
+    expected = logits.clone().view(-1, 5)
+    loss = torch.nn.functional.cross_entropy(flat, target)
+    torch.testing.assert_close(loss, (expected.logsumexp(1) - expected[:, 0]).mean())
+    assert flat.are_made
