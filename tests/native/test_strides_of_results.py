@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fused_losses import _ops
 from fused_losses import functional as fused
 
-SHAPES = [(7,), (4, 5), (4, 5, 3), (1, 5, 3), (2, 5, 4, 3), (2, 5, 1, 3), (2, 3, 2, 4, 3)]
+VOLUMES = (2, 3, 2, 4, 3)
+SHAPES = [(7,), (4, 5), (4, 5, 3), (1, 5, 3), (2, 5, 4, 3), (2, 5, 1, 3), pytest.param(VOLUMES, marks=pytest.mark.slow)]
 
 
 def in_every_order(values: Tensor) -> Iterator[Tensor]:
@@ -116,7 +117,8 @@ def test_values_and_order_of_a_gradient(shape: tuple[int, ...]) -> None:
             assert strides(found) == strides(torch.empty_like(layout))
 
 
-@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
     "view",
     [
