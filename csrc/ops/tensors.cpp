@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#if defined(__GNUC__)
+#if defined(__linux__)
 // Torch has it from 2.13 on and this extension must load in 2.10, where it is null.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 #endif
@@ -14,7 +14,7 @@ namespace {
 
 // With what torch says of it, such as how much memory it could not get.
 [[noreturn]] void raise_torchs_error() {
-#if defined(__GNUC__)
+#if defined(__linux__)
   if (torch_exception_get_what_without_backtrace != nullptr) {
     throw std::runtime_error(torch_exception_get_what_without_backtrace());
   }
