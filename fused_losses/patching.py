@@ -54,8 +54,7 @@ def patch(also: Iterable[ModuleType | str] | str = ()) -> None:
     Args:
         also: modules, or names of modules, or one name, in which such names are replaced too, as are default arguments,
             attributes of classes and items of tables that are one of these functions; in the modules below them as
-            well.
-            :func:`fused_losses.explain_patch` lists those that are loaded.
+            well. :func:`fused_losses.explain_patch` lists those that are loaded.
 
     Raises:
         ValueError: one of ``also`` is not loaded.
