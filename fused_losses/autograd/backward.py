@@ -96,7 +96,7 @@ def times_batch(
         factor = factor * scale
     if class_dim is not None:
         factor = factor.unsqueeze(class_dim)
-    return _multiplied(gradient_for_one, factor, stay_zero).to(dtype)
+    return multiplied(gradient_for_one, factor, stay_zero).to(dtype)
 
 
 def dense(grad_output: Tensor) -> Tensor:
@@ -151,12 +151,9 @@ def _take_on_device(ctx: Any, gradient: Tensor, grad_output: Tensor, rescale: Ca
     return gradient
 
 
-def multiplied(gradient: Tensor, factor: Tensor | float) -> Tensor:
-    """Rounded once more. What is 0 stays 0, whatever the factor is: of rows that do not count."""
-    return _multiplied(gradient, factor, gradient == 0)
-
-
-def _multiplied(gradient: Tensor, factor: Tensor | float, stay_zero: Tensor) -> Tensor:
+def multiplied(gradient: Tensor, factor: Tensor | float, stay_zero: Tensor | None = None) -> Tensor:
+    """Rounded once more. What is 0 stays 0, whatever the factor is: of rows that do not count, by default all."""
+    stay_zero = gradient == 0 if stay_zero is None else stay_zero
     product = (gradient.to(accumulation_dtype(gradient.dtype)) * factor).to(gradient.dtype)
     return product.masked_fill_(stay_zero, 0)
 

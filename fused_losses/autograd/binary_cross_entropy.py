@@ -12,9 +12,9 @@ from .. import _ops
 from ..operators.binary_cross_entropy import composite
 from ..operators.registration import below_autograd
 from ..route_log import EAGER
-from ..routing import may_be_differentiated, may_be_differentiated_later
+from ..routing import may_be_differentiated
 from .backward import dense, is_plain, take_gradient
-from .eager import eager_apply, prepared_grad_output
+from .eager import eager_apply, loss_without_gradient, prepared_grad_output
 from .elementwise import watched_gradients, watched_loss
 from .scale_history import expectation_of
 
@@ -81,8 +81,7 @@ def fused_binary_cross_entropy(
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     arguments = (input, target, weight, reduction)
     if not may_be_differentiated(input, route):
-        operator, forward = _ops.binary_cross_entropy, _ops.binary_cross_entropy_forward
-        return (operator if may_be_differentiated_later(route) else forward)(*arguments)
+        return loss_without_gradient("binary_cross_entropy", route, *arguments)
     if route != EAGER:
         return watched_loss("binary_cross_entropy", route, *arguments)
     return _apply(*arguments)

@@ -12,9 +12,9 @@ from .. import _ops
 from ..operators.binary_cross_entropy_with_logits import composite
 from ..operators.registration import below_autograd
 from ..route_log import EAGER
-from ..routing import may_be_differentiated, may_be_differentiated_later
+from ..routing import may_be_differentiated
 from .backward import dense, is_plain, take_gradient
-from .eager import eager_apply, prepared_grad_output
+from .eager import eager_apply, loss_without_gradient, prepared_grad_output
 from .elementwise import watched_gradients, watched_loss
 from .inplace import may_overwrite, overwrite
 from .scale_history import expectation_of
@@ -104,8 +104,7 @@ def fused_binary_cross_entropy_with_logits(
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     arguments = (logits, target, weight, pos_weight, reduction)
     if not may_be_differentiated(logits, route):
-        operator, forward = _ops.binary_cross_entropy_with_logits, _ops.binary_cross_entropy_with_logits_forward
-        loss = (operator if may_be_differentiated_later(route) else forward)(*arguments)
+        loss = loss_without_gradient("binary_cross_entropy_with_logits", route, *arguments)
     elif route != EAGER:
         return watched_loss("binary_cross_entropy_with_logits", route, *arguments)
     else:

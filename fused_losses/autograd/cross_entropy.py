@@ -14,7 +14,7 @@ from ..operators.composite import other_gradients
 from ..operators.cross_entropy import composite
 from ..operators.registration import MEAN, NONE, below_autograd, call
 from ..route_log import COMPILED, EAGER
-from ..routing import may_be_differentiated, may_be_differentiated_later
+from ..routing import may_be_differentiated
 from .backward import (
     dense,
     is_batched,
@@ -24,7 +24,7 @@ from .backward import (
     times_batch,
     unrounded_for_one,
 )
-from .eager import eager_apply, prepared_grad_output, saves_through_hooks, smoothed_target
+from .eager import eager_apply, loss_without_gradient, prepared_grad_output, saves_through_hooks, smoothed_target
 from .inplace import may_overwrite, overwrite
 from .scale_history import expectation_of
 from .versions import check_version, remember_version
@@ -180,8 +180,7 @@ def fused_cross_entropy(
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     options = (reduction, ignore_index, label_smoothing, promote, *terms)
     if not may_be_differentiated(logits, route):
-        operator, forward = _ops.cross_entropy, _ops.cross_entropy_forward
-        return (operator if may_be_differentiated_later(route) else forward)(logits, target, class_weight, *options)
+        return loss_without_gradient("cross_entropy", route, logits, target, class_weight, *options)
     if route != COMPILED:
         target = smoothed_target(target, label_smoothing)
     if route != EAGER:

@@ -1,4 +1,4 @@
-"""What surrounds a call in plain eager mode: saved-tensor hooks, and the short way through ``apply``."""
+"""What surrounds a call: nobody who differentiates it, saved-tensor hooks, the short way through ``apply``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _ops
+from ..routing import may_be_differentiated_later
 from .scale_history import Expectation
 
 _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
@@ -28,6 +30,13 @@ def _call_node(node: Any, *grad_outputs: Tensor) -> Any:
     gradients = node.apply(*grad_outputs)
     asked = tuple(g for g, needed in zip(gradients, node.needs_input_grad, strict=False) if needed)
     return asked[0] if len(asked) == 1 else asked
+
+
+def loss_without_gradient(name: str, route: str, *arguments: Any) -> Tensor:
+    """Where nobody differentiates the loss now; by its differentiable operator if a graph may yet be."""
+    operator = name if may_be_differentiated_later(route) else f"{name}_forward"
+    loss: Tensor = getattr(_ops, operator)(*arguments)
+    return loss
 
 
 def saves_through_hooks() -> bool:

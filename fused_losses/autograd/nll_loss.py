@@ -13,9 +13,9 @@ from ..operators.composite import needed_gradients, other_gradients, pulled_back
 from ..operators.nll_loss import composite, constant_of
 from ..operators.registration import below_autograd, call
 from ..route_log import EAGER
-from ..routing import may_be_differentiated, may_be_differentiated_later
+from ..routing import may_be_differentiated
 from .backward import dense, is_batched, is_plain
-from .eager import eager_apply
+from .eager import eager_apply, loss_without_gradient
 
 
 class NLLLossFunction(torch.autograd.Function):
@@ -85,8 +85,7 @@ def fused_nll_loss(
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     arguments = (input, target, weight, reduction, ignore_index, promote)
     if not may_be_differentiated(input, route):
-        operator, forward = _ops.nll_loss, _ops.nll_loss_forward
-        return (operator if may_be_differentiated_later(route) else forward)(*arguments)
+        return loss_without_gradient("nll_loss", route, *arguments)
     if route != EAGER:
         loss: Tensor = call("nll_loss", *arguments)
         return loss
