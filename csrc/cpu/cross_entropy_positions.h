@@ -37,11 +37,6 @@ struct TileState {
 };
 
 template <class A>
-inline Vec<A> finite_shifts(Vec<A> max) {
-  return select(max == broadcast(-kInfinity<A>), Vec<A>{}, max);
-}
-
-template <class A>
 inline IntVec<A> load_integers(const Integer<A>* source) {
   IntVec<A> value;
   std::memcpy(&value, source, sizeof(value));

@@ -8,12 +8,6 @@
 namespace fused_losses::cpu {
 namespace {
 
-// Exponentials are taken relative to this: a block (or row) that is all -inf must give 0, not NaN.
-template <class A>
-inline A finite_shift(A max) {
-  return max == -kInfinity<A> ? A(0) : max;
-}
-
 template <class T>
 FUSED_LOSSES_FLATTEN inline Vec<Accumulation<T>> lane_maxima(const T* x, int64_t count) {
   using A = Accumulation<T>;

@@ -15,6 +15,17 @@ inline V shifted_logit(V logit, M max, A logit_scale) {
   return (logit - max) * logit_scale;
 }
 
+// Exponentials are taken relative to this: a block (or row) that is all -inf must give 0, not NaN.
+template <class A>
+inline A finite_shift(A max) {
+  return max == -kInfinity<A> ? A(0) : max;
+}
+
+template <class A>
+inline Vec<A> finite_shifts(Vec<A> max) {
+  return select(max == broadcast(-kInfinity<A>), Vec<A>{}, max);
+}
+
 // The point mass of one position; ignored positions and probability targets have none.
 template <class A>
 struct PointMass {

@@ -2,18 +2,26 @@
 // Compiled once per instruction set.
 #include "flush_to_zero.h"
 #include "kernels.h"
+#include "token_statistics_row_batches.h"
 #include "token_statistics_rows.h"
 
 namespace fused_losses::cpu {
 namespace {
 
-template <class T, bool kTransformed>
-void run_rows(const TokenStatisticsParams& params, int64_t block_begin, int64_t block_end) {
-  TokenRows<T, kTransformed> rows(params);
-  const int64_t first = block_begin * params.positions_per_block;
+struct Positions {
+  int64_t first;
+  int64_t end;
+};
+
+Positions positions_of(const TokenStatisticsParams& params, int64_t block_begin, int64_t block_end) {
   const int64_t end = block_end * params.positions_per_block;
-  const int64_t last = end < params.num_positions ? end : params.num_positions;
-  for (int64_t position = first; position < last; ++position) {
+  return {block_begin * params.positions_per_block, end < params.num_positions ? end : params.num_positions};
+}
+
+template <class T, bool kTransformed>
+void run_rows(const TokenStatisticsParams& params, Positions positions) {
+  TokenRows<T, kTransformed> rows(params);
+  for (int64_t position = positions.first; position < positions.end; ++position) {
     if (params.gradient == nullptr) {
       rows.forward(position);
     } else {
@@ -23,11 +31,23 @@ void run_rows(const TokenStatisticsParams& params, int64_t block_begin, int64_t 
 }
 
 template <class T>
-void by_transform(const TokenStatisticsParams& params, int64_t block_begin, int64_t block_end) {
+void run_batches(const TokenStatisticsParams& params, Positions positions) {
+  TokenRowBatch<T> batch(params);
+  for (int64_t first = positions.first; first < positions.end; first += batch.kRows) {
+    const int64_t rest = positions.end - first;
+    batch.forward(first, rest < batch.kRows ? static_cast<int>(rest) : batch.kRows);
+  }
+}
+
+template <class T>
+void run(const TokenStatisticsParams& params, int64_t block_begin, int64_t block_end) {
+  const Positions positions = positions_of(params, block_begin, block_end);
   if (is_transformed(params.logit_scale, params.softcap)) {
-    run_rows<T, true>(params, block_begin, block_end);
+    run_rows<T, true>(params, positions);
+  } else if (params.gradient == nullptr && params.num_classes <= kMaxBatchClasses) {
+    run_batches<T>(params, positions);
   } else {
-    run_rows<T, false>(params, block_begin, block_end);
+    run_rows<T, false>(params, positions);
   }
 }
 
@@ -39,13 +59,13 @@ void token_statistics(const TokenStatisticsParams& params, int64_t block_begin, 
   const FlushToZero flush;
   switch (params.dtype) {
     case DType::Float32:
-      return by_transform<float>(params, block_begin, block_end);
+      return run<float>(params, block_begin, block_end);
     case DType::Float64:
-      return by_transform<double>(params, block_begin, block_end);
+      return run<double>(params, block_begin, block_end);
     case DType::BFloat16:
-      return by_transform<BFloat16>(params, block_begin, block_end);
+      return run<BFloat16>(params, block_begin, block_end);
     case DType::Float16:
-      return by_transform<Float16>(params, block_begin, block_end);
+      return run<Float16>(params, block_begin, block_end);
   }
 }
 

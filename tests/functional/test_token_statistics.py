@@ -8,14 +8,7 @@ from parity import assert_not_less_exact
 from torch.overrides import TorchFunctionMode
 
 import fused_losses
-from fused_losses.functional import (
-    TokenStatistics,
-    entropy_from_logits,
-    linear_token_statistics,
-    selective_log_softmax,
-    selective_log_softmax_and_entropy,
-    token_statistics,
-)
+from fused_losses.functional import TokenStatistics, linear_token_statistics, token_statistics
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TRANSFORMS = [{}, {"logit_scale": 0.7}, {"softcap": 5.0}, {"logit_scale": -1.3, "softcap": 30.0}, {"logit_scale": -2.0}]
@@ -93,10 +86,33 @@ def test_every_instruction_set(capability):
     before = fused_losses._C.cpu_capability()
     fused_losses._C.set_cpu_capability(capability)
     try:
-        for dtype, options in itertools.product(DTYPES, TRANSFORMS):
-            check(*problem((5, 1100), dtype), **options)
+        for dtype, options, num_classes in itertools.product(DTYPES, TRANSFORMS, [6, 1100]):
+            check(*problem((21, num_classes), dtype), **options)
     finally:
         fused_losses._C.set_cpu_capability(before)
+
+
+@pytest.mark.parametrize("capability", fused_losses._C.available_cpu_capabilities())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_classes", [1, 2, 5, 16, 40, 1024])
+def test_rows_swept_together_do_not_see_each_other(capability, dtype, num_classes):
+    """Rows of every kind side by side have the bits of each alone, however many share a sweep."""
+    logits, target = problem((37, num_classes), dtype)
+    logits[3, 0], logits[7], logits[9], logits[12, -1] = float("nan"), -float("inf"), float("inf"), float("inf")
+    logits[14, -1], logits[18], logits[36] = -float("inf"), 0, float("nan")
+    logits[20:30] *= 30  # confident, where the target is the largest
+    target[20:25] = logits[20:25].float().argmax(-1)
+    before = fused_losses._C.cpu_capability()
+    fused_losses._C.set_cpu_capability(capability)
+    try:
+        together = token_statistics(logits, target)
+        for first, count in [*((i, 1) for i in range(37)), (2, 17), (5, 32)]:
+            rows = slice(first, first + count)
+            for all_rows, some_rows in zip(together, token_statistics(logits[rows], target[rows]), strict=True):
+                torch.testing.assert_close(all_rows[rows], some_rows, rtol=0, atol=0, equal_nan=True)
+    finally:
+        fused_losses._C.set_cpu_capability(before)
+    assert torch.equal(together.argmax, logits.argmax(-1))
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (3, 2, 40), (2, 3, 2, 2, 9)], ids=str)
@@ -169,10 +185,11 @@ def test_a_masked_target(device):
     assert ours.entropy.isfinite().all() and ours.log_sum_exp.isfinite().all()
 
 
+@pytest.mark.parametrize("num_classes", [2, 60, 1200])
 @pytest.mark.parametrize("margin", [5.0, 17.0, 30.0, 80.0, 200.0])
-def test_confident_rows(device, margin):
+def test_confident_rows(device, margin, num_classes):
     """log p and 1 - p of a target that is the largest by far are exact, not 0: against float64, to a few roundings."""
-    logits, target = problem((9, 1200), spread=1.0, device=device)
+    logits, target = problem((9, num_classes), spread=1.0, device=device)
     target = target.clamp(min=0)
     logits[torch.arange(9, device=device), target] = margin + 5
     leaf = logits.clone().requires_grad_()
@@ -317,70 +334,6 @@ def test_empty(device):
     logits, target = problem((0, 5), device=device)
     ours = token_statistics(logits.requires_grad_(), target)
     assert all(result.shape == (0,) for result in ours)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("index_shape", [(2, 6), (2, 6, 3), (2, 6, 0)], ids=str)
-@pytest.mark.parametrize(("temperature", "masked"), [(1.0, False), (0.7, True)])
-def test_selective_log_softmax(device, index_shape, dtype, temperature, masked):
-    logits = torch.randn(2, 6, 90).to(device, dtype).requires_grad_()
-    index = torch.randint(90, index_shape, device=device)
-    row_mask = torch.rand(index_shape, device=device) < 0.6 if masked else None
-    ours = selective_log_softmax(logits, index, temperature, row_mask)
-    exact = (logits.double() / temperature).log_softmax(-1)
-    expected = exact.gather(-1, index if index.dim() == 3 else index.unsqueeze(-1)).view(index_shape)
-    expected = expected * row_mask if masked else expected
-    assert ours.dtype == dtype
-    torch.testing.assert_close(ours, expected.to(dtype))
-    (gradient,) = torch.autograd.grad(ours.sum(), logits)
-    (reference,) = torch.autograd.grad(expected.sum(), logits)
-    torch.testing.assert_close(gradient, reference.to(dtype))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("entropy_requires_grad", [True, False])
-@pytest.mark.parametrize(("temperature", "masked"), [(1.0, False), (0.7, True)])
-def test_selective_log_softmax_and_entropy(device, dtype, entropy_requires_grad, temperature, masked):
-    logits = torch.randn(2, 6, 90).to(device, dtype).requires_grad_()
-    index = torch.randint(90, (2, 6), device=device)
-    row_mask = torch.rand(2, 6, device=device) < 0.6 if masked else None
-    fused_losses.routes(reset=True)
-    ours = selective_log_softmax_and_entropy(logits, index, entropy_requires_grad, temperature, row_mask)
-    assert fused_losses.routes()["token_statistics"] == {"kernel": 1}
-    exact = (logits.double() / temperature).log_softmax(-1)
-    expected = [exact.gather(-1, index.unsqueeze(-1)).squeeze(-1), -(exact * exact.exp()).sum(-1)]
-    expected = [values * row_mask for values in expected] if masked else expected
-    torch.testing.assert_close(list(ours), [values.to(dtype) for values in expected])
-    assert ours[1].requires_grad == entropy_requires_grad
-    totals = [pair[0].sum() + (2 * pair[1].sum() if entropy_requires_grad else 0) for pair in (ours, expected)]
-    (gradient,), (reference,) = (torch.autograd.grad(total, logits) for total in totals)
-    torch.testing.assert_close(gradient, reference.to(dtype))
-
-
-def test_what_is_masked_may_be_anything(device):
-    logits, index = torch.randn(2, 3, 5, device=device), torch.randint(5, (2, 3), device=device)
-    logits[0, 1], logits[1, 0] = float("nan"), -float("inf")
-    mask = torch.tensor([[1, 0, 1], [0, 1, 1]], device=device)
-    leaf = logits.requires_grad_()
-    log_prob, entropy = selective_log_softmax_and_entropy(leaf, index, row_mask=mask)
-    assert not log_prob[mask == 0].any() and not entropy[mask == 0].any()
-    (gradient,) = torch.autograd.grad((log_prob + entropy).sum(), leaf)
-    assert gradient.isfinite().all() and not gradient[mask == 0].any()
-
-
-@pytest.mark.parametrize("function", [selective_log_softmax, selective_log_softmax_and_entropy])
-def test_a_temperature_that_is_not_positive_raises(function):
-    with pytest.raises(ValueError, match="temperature must be positive"):
-        function(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), temperature=0.0)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_entropy_from_logits(device, dtype):
-    logits = torch.randn(2, 6, 90).to(device, dtype)
-    expected = torch.distributions.Categorical(logits=logits.double()).entropy()
-    ours = entropy_from_logits(logits, chunk_size=4)
-    assert ours.dtype == dtype
-    torch.testing.assert_close(ours, expected.to(dtype))
 
 
 def test_which_way_a_call_goes(device):
