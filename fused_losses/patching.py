@@ -14,6 +14,7 @@ from torch import nn
 
 from . import functional, linear_modules, modules
 from .held_functions import Holder, holders_of, loaded_modules
+from .name_tables import keep_torchs_functions_known
 from .torch_losses import PATCHED_NAMES, is_replacement, original_of
 
 __all__ = ["convert", "is_patched", "patch", "patched", "revert", "unpatch"]
@@ -39,6 +40,8 @@ _TORCH_MODULES = {fused: original for original, fused in _FUSED_MODULES.items()}
 
 def _apply_state() -> None:
     wanted = _patched_for_good or _depth > 0
+    if wanted:
+        keep_torchs_functions_known()
     for name in PATCHED_NAMES:
         current, fused = getattr(F, name), getattr(functional, name)
         if is_replacement(current) or current is original_of(fused):  # somebody else's patch stays

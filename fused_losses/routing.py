@@ -56,6 +56,7 @@ __all__ = [
 
 OVERRIDDEN = "a subclass or a mode overrides torch's functions"
 SEEN_BY_TORCH = "a transform or a mode sees torch's operators"
+_NO_FORWARD_MODE = "the kernels have no forward-mode derivative"
 
 HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
 _PLAIN_TYPES = frozenset({Tensor, Parameter, FakeTensor})
@@ -124,19 +125,19 @@ def reason_of_surroundings() -> str | None:
     if is_compiling():
         return _reason_while_tracing() if torch.compiler.is_dynamo_compiling() else _reason_of_exporter()
     if forward_ad._current_level >= 0:
-        return "the kernels have no forward-mode derivative"
+        return _NO_FORWARD_MODE
     if _tracing_state() is not None:
         return "torch.jit.trace records torch's own operators"
-    if _is_functionalized():
+    return _reason_of_levels() if are_transforms_active() else None
+
+
+def _reason_of_levels() -> str | None:
+    """Of a transform at work at any level: the levels hand a Function down to each other. Forward mode is one of them
+    alone in a graph of Dynamo that is run as it is."""
+    levels = {level.key() for level in get_interpreter_stack() or ()}
+    if TransformType.Functionalize in levels:
         return "torch.func.functionalize has no rule for a torch.autograd.Function"
-    return None
-
-
-def _is_functionalized() -> bool:
-    """Whether that transform is at work at any level: the levels hand a Function down to each other."""
-    return are_transforms_active() and any(
-        level.key() == TransformType.Functionalize for level in get_interpreter_stack() or ()
-    )
+    return _NO_FORWARD_MODE if TransformType.Jvp in levels else None
 
 
 def reason_for_torch(input: Tensor, target: Tensor, *constants: Tensor | None) -> str | None:

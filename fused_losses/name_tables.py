@@ -1,0 +1,68 @@
+"""Tables that torch makes of its own functions, once and by name: what stands under a name then is torch's for good.
+
+A table that is made while ours stand in :mod:`torch.nn.functional` would know ours and no longer torch's. Dynamo would
+put ours into its graphs whole, as it does with torch's, and not look into them; :func:`torch.overrides.resolve_name`
+would have no name for what a handler receives. So before the first replacement the cheap tables are made, and Dynamo,
+whose import takes two seconds and is made when something is compiled, is told whose function a name means.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch.overrides
+
+from .torch_losses import original_of
+
+__all__ = ["keep_torchs_functions_known"]
+
+_DYNAMOS_RULES = "torch._dynamo.trace_rules"
+
+
+def keep_torchs_functions_known() -> None:
+    """To be called before functions are replaced in :mod:`torch.nn.functional`; again does nothing."""
+    torch.overrides.get_testing_overrides()  # both remember their results
+    torch.overrides.get_overridable_functions()
+    if _DYNAMOS_RULES in sys.modules:
+        _resolve_to_originals(sys.modules[_DYNAMOS_RULES])
+    elif not any(isinstance(finder, _FinderOfDynamosRules) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _FinderOfDynamosRules())
+
+
+def _resolve_to_originals(rules: ModuleType) -> None:
+    load_object = getattr(rules, "load_object", None)  # what a name of Dynamo's list stands for
+    if load_object is None or hasattr(load_object, "_resolves_to_originals"):
+        return
+
+    def load_original(name: str) -> Any:
+        value = load_object(name)
+        return original_of(value) if isinstance(value, FunctionType) else value
+
+    load_original._resolves_to_originals = True  # type: ignore[attr-defined]
+    rules.load_object = load_original  # type: ignore[attr-defined]
+
+
+class _FinderOfDynamosRules(MetaPathFinder):
+    """Leaves the module to those who find it otherwise, and sees to it once it is executed."""
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != _DYNAMOS_RULES or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        loader = spec.loader
+        execute = loader.exec_module
+
+        def execute_and_resolve(module: ModuleType) -> None:
+            execute(module)
+            _resolve_to_originals(module)
+
+        loader.exec_module = execute_and_resolve  # type: ignore[method-assign]
+        return spec
