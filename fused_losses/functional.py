@@ -72,8 +72,17 @@ def _torch_target(target: Tensor) -> Tensor:
 
 
 def _target_handed_over(target: Tensor) -> Tensor:
-    """The same for a call that is handed over. Of a subclass nothing is asked, since its handler would answer."""
-    return _torch_target(target) if type(target) is Tensor else target
+    """The same for a call that is handed over. Of a subclass nothing is asked, since its handler would answer, and no
+    mode sees the question."""
+    if type(target) is not Tensor:
+        return target
+    with torch._C.DisableTorchFunction():
+        return _torch_target(target)
+
+
+def _number_handed_over(number: float) -> float:
+    """With the type of torch's default: ours is 0, see Note [Defaults of numbers]."""
+    return float(number) if type(number) is int else number
 
 
 def _autocast_target(target: Tensor) -> Tensor:
@@ -212,7 +221,7 @@ def cross_entropy(
             ignore_index=ignore_index,
             reduce=reduce,
             reduction=reduction,
-            label_smoothing=label_smoothing,
+            label_smoothing=_number_handed_over(label_smoothing),
         )
     wrapper, input = input, without_waiting_wrapper(input)
     reduction = _current_reduction(reduction, size_average, reduce)

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import handle_torch_function
 
 from . import functional, linear_modules, modules
 from .held_functions import Holder, holders_of, loaded_modules
 from .name_tables import keep_torchs_functions_known
-from .torch_losses import PATCHED_NAMES, is_replacement, original_of
+from .torch_losses import PATCHED_NAMES, is_replacement, mark_as_replacement, original_of
 
 __all__ = ["convert", "is_patched", "patch", "patched", "revert", "unpatch"]
 
@@ -38,14 +39,24 @@ if hasattr(nn, "LinearCrossEntropyLoss"):
 _TORCH_MODULES = {fused: original for original, fused in _FUSED_MODULES.items()}
 
 
+def _handle_torch_function(public_api: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Torch's functions tell a handler who they are by their name in :mod:`torch.nn.functional`, where ours stand."""
+    return handle_torch_function(original_of(public_api), *args, **kwargs)
+
+
+mark_as_replacement(_handle_torch_function, handle_torch_function)
+_REPLACEMENTS = {name: getattr(functional, name) for name in PATCHED_NAMES}
+_REPLACEMENTS["handle_torch_function"] = _handle_torch_function
+
+
 def _apply_state() -> None:
     wanted = _patched_for_good or _depth > 0
     if wanted:
         keep_torchs_functions_known()
-    for name in PATCHED_NAMES:
-        current, fused = getattr(F, name), getattr(functional, name)
-        if is_replacement(current) or current is original_of(fused):  # somebody else's patch stays
-            setattr(F, name, fused if wanted else original_of(current))
+    for name, ours in _REPLACEMENTS.items():
+        current = getattr(F, name)
+        if is_replacement(current) or current is original_of(ours):  # somebody else's patch stays
+            setattr(F, name, ours if wanted else original_of(current))
 
 
 def patch(also: Iterable[ModuleType | str] | str = ()) -> None:

@@ -12,7 +12,7 @@ __all__ = ["entropy_from_logits", "selective_log_softmax", "selective_log_softma
 
 
 def selective_log_softmax(
-    logits: Tensor, index: Tensor, temperature: float = 1.0, row_mask: Tensor | None = None
+    logits: Tensor, index: Tensor, temperature: float = 1, row_mask: Tensor | None = None
 ) -> Tensor:
     r"""``log_softmax(logits / temperature, -1).gather(-1, index)`` without the tensor of log-probabilities.
 
@@ -42,7 +42,7 @@ def selective_log_softmax_and_entropy(
     logits: Tensor,
     index: Tensor,
     entropy_requires_grad: bool = True,
-    temperature: float = 1.0,
+    temperature: float = 1,
     row_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Both from one sweep: :func:`selective_log_softmax`, and the entropy of ``softmax(logits / temperature, -1)``.

@@ -75,6 +75,40 @@ def test_a_mode_sees_torchs_function(loss, call):
     torch.testing.assert_close(value, loss.torchs(input, target, **options))
 
 
+class RecordingEverything(TorchFunctionMode):
+    def __init__(self):
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        options = {name: (type(value), value) for name, value in (kwargs or {}).items()}
+        self.seen.append((func, len(args), options))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_a_mode_sees_what_it_sees_of_torchs_function_and_nothing_else(loss, call):
+    """Down to the types of the options: of an int torch.jit compiles no float."""
+    input, target = sample(loss, (6, 5))
+    with RecordingEverything() as of_torch:
+        TORCHS[loss.name](input, target)
+    with RecordingEverything() as of_ours:
+        call(loss)(input, target)
+    assert of_ours.seen == of_torch.seen
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_torch_jit_compiles_a_graph_of_fx(loss):
+    class Model(torch.nn.Module):
+        def forward(self, input, target):
+            return getattr(F, loss.name)(input, target)
+
+    input, target = sample(loss, (6, 5))
+    with fused_losses.patched():
+        graph = torch.fx.symbolic_trace(Model())
+        scripted = torch.jit.script(graph)
+    torch.testing.assert_close(scripted(input, target), TORCHS[loss.name](input, target))
+
+
 @pytest.mark.parametrize("loss", CLASS_LOSSES, ids=repr)
 def test_a_mode_does_not_take_int32_classes_away(loss, call):
     input, target = sample(loss, (6, 5))
@@ -102,6 +136,15 @@ def test_a_subclass_without_a_handler_keeps_its_type(loss, call):
     value = call(loss)(input.as_subclass(Plain), target)
     assert type(value) is Plain
     torch.testing.assert_close(value.as_subclass(torch.Tensor), loss.torchs(input, target))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_what_was_imported_by_name_before_says_its_own_name(loss, call):
+    """Torch's function finds it under that name in torch.nn.functional, where ours stands."""
+    input, target = sample(loss, (6, 5))
+    assert TORCHS[loss.name](input.as_subclass(Overriding), target) == f"{loss.name} overridden"
+    called = [n.target for n in torch.fx.symbolic_trace(TORCHS[loss.name]).graph.nodes if n.op == "call_function"]
+    assert called == [TORCHS[loss.name]]
 
 
 class Model(torch.nn.Module):
