@@ -3,6 +3,7 @@
 #include "cross_entropy_rows.h"
 
 #include "cross_entropy_dispatch.h"
+#include "cross_entropy_row_batches.h"
 #include "flush_to_zero.h"
 #include "kernels.h"
 

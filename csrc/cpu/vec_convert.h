@@ -2,7 +2,7 @@
 // 2^n. Each has a portable version; x86 replaces those where one instruction does the work.
 #pragma once
 
-#include "vec.h"
+#include "vec_types.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-"""No kernel object shares a symbol with the copy of another instruction set: see Note [No shared symbols] in vec.h."""
+"""No kernel object shares a symbol with the copy of another instruction set: see Note [No shared symbols] in vec_types.h."""
 
 from __future__ import annotations
 
