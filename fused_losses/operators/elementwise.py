@@ -1,4 +1,7 @@
-"""What the operators of both binary losses share: they differ in the number of weights and in a formula."""
+"""What the operators of both binary losses share: they differ in the number of weights and in a formula.
+
+The fake kernels and the refusal are the focal loss's, too.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def refusal(input: Tensor, target_dtype: torch.dtype, target: Tensor, *weights: 
 # Fake kernels
 
 
-def _fake_loss(input: Tensor, target: Tensor, *others: Any) -> Tensor:
+def fake_loss(input: Tensor, target: Tensor, *others: Any) -> Tensor:
     reduction = others[-1]
     return torch.empty_like(input, dtype=target.dtype) if reduction == NONE else target.new_empty(())
 
@@ -56,12 +59,12 @@ def _fake_with_gradient(input: Tensor, target: Tensor, *others: Any) -> tuple[Te
     return target.new_empty(()), torch.empty_like(input)  # only reduced losses have it
 
 
-def _fake_backward(grad_output: Tensor, input: Tensor, *others: Any) -> Tensor:
+def fake_backward(grad_output: Tensor, input: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(input)
 
 
 def _fake_prepared(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    return _fake_loss(input, target, *others), input.new_empty(1, dtype=torch.float32)
+    return fake_loss(input, target, *others), input.new_empty(1, dtype=torch.float32)
 
 
 # Derivatives.
@@ -186,8 +189,8 @@ def operators_of(
     backward = f"{loss}_backward"
     batch = partial(_batch_loss, loss)
     return {
-        loss: Operator(fake=_fake_loss, derivative=partial(_differentiate_loss, backward, composite), batch=batch),
-        f"{loss}_forward": Operator(fake=_fake_loss, batch=batch),
+        loss: Operator(fake=fake_loss, derivative=partial(_differentiate_loss, backward, composite), batch=batch),
+        f"{loss}_forward": Operator(fake=fake_loss, batch=batch),
         f"{loss}_with_gradient": Operator(fake=_fake_with_gradient),
         f"{loss}_prepared": Operator(
             fake=_fake_prepared,
@@ -195,9 +198,9 @@ def operators_of(
             save=_save_prepared,
             batch=partial(_batch_prepared, loss),
         ),
-        f"{loss}_prepared_backward": Operator(fake=_fake_backward),
+        f"{loss}_prepared_backward": Operator(fake=fake_backward),
         backward: Operator(
-            fake=_fake_backward,
+            fake=fake_backward,
             derivative=partial(_differentiate_backward, backward, composite, second_derivative),
             batch=partial(_batch_backward, backward),
             num_linear=1,

@@ -12,6 +12,7 @@ from ..torch_losses import torch_function
 from .batching import batch_first, reduce_stack, spread_stack
 from .class_axis import accumulation_dtype
 from .composite import other_gradients, second_gradients
+from .elementwise import fake_backward, fake_loss
 from .elementwise import refusal as refusal_of_elementwise
 from .registration import MEAN, NONE, Operator, call
 
@@ -38,14 +39,6 @@ def composite(options: _Options, logits: Tensor, target: Tensor) -> Tensor:
     if reduction != NONE:
         losses = losses.mean() if reduction == MEAN else losses.sum()
     return losses.to(target.dtype)
-
-
-def _fake_loss(logits: Tensor, target: Tensor, alpha: float, gamma: float, reduction: int) -> Tensor:
-    return torch.empty_like(logits, dtype=target.dtype) if reduction == NONE else target.new_empty(())
-
-
-def _fake_backward(grad_output: Tensor, logits: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(logits)
 
 
 def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -81,8 +74,8 @@ def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any)
 
 
 OPERATORS = {
-    "sigmoid_focal_loss": Operator(fake=_fake_loss, derivative=_differentiate, batch=_batch),
+    "sigmoid_focal_loss": Operator(fake=fake_loss, derivative=_differentiate, batch=_batch),
     "sigmoid_focal_loss_backward": Operator(
-        fake=_fake_backward, derivative=_differentiate_backward, batch=_batch_backward, num_linear=1
+        fake=fake_backward, derivative=_differentiate_backward, batch=_batch_backward, num_linear=1
     ),
 }

@@ -1,4 +1,7 @@
-"""No kernel object shares a symbol with the copy of another instruction set: see Note [No shared symbols] in vec_types.h."""
+"""No kernel object shares a symbol with the copy of another instruction set.
+
+See Note [No shared symbols] in csrc/cpu/vec_types.h.
+"""
 
 from __future__ import annotations
 
