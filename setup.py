@@ -72,7 +72,12 @@ def sources(folder: str, pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(pattern))
 
 
-SOURCES = ["csrc/bindings.cpp", "csrc/cpu/capability.cpp", *sources("ops", "*.cpp")]
+SOURCES = [
+    "csrc/bindings.cpp",
+    "csrc/cpu/capability.cpp",
+    "csrc/cpu/transformed_cross_entropy.cpp",
+    *sources("ops", "*.cpp"),
+]
 
 # What an operator needs on every device.
 PROBLEM_SOURCES = [

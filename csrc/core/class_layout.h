@@ -13,11 +13,15 @@ struct Place {
   int64_t inner;
 };
 
+namespace {
+
 FUSED_LOSSES_HOST_DEVICE constexpr Place place_of(int64_t position, int64_t inner_size) {
   if (position < inner_size) return {0, position};  // no division on the usual ways
   const int64_t outer = inner_size == 1 ? position : position / inner_size;
   return {outer, position - outer * inner_size};
 }
+
+}  // namespace
 
 // Strides in elements.
 struct ClassLayout {
@@ -25,10 +29,11 @@ struct ClassLayout {
   int64_t class_stride = 0;
   int64_t inner_stride = 0;
 
-  FUSED_LOSSES_HOST_DEVICE constexpr int64_t offset(int64_t outer, int64_t inner) const {
+  // Inlined also where nothing else is: Note [No shared symbols] in cpu/vec_types.h.
+  FUSED_LOSSES_HOST_DEVICE FUSED_LOSSES_ALWAYS_INLINE constexpr int64_t offset(int64_t outer, int64_t inner) const {
     return outer * outer_stride + inner * inner_stride;
   }
-  FUSED_LOSSES_HOST_DEVICE constexpr int64_t offset(const Place& place) const {
+  FUSED_LOSSES_HOST_DEVICE FUSED_LOSSES_ALWAYS_INLINE constexpr int64_t offset(const Place& place) const {
     return offset(place.outer, place.inner);
   }
 };

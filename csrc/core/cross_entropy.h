@@ -1,4 +1,4 @@
-// Parameters and per-row formulas of softmax cross-entropy, shared by every backend.
+// Parameters of softmax cross-entropy and its mathematics, shared by every backend.
 //
 // Note [Target mass]
 // Index targets, label smoothing and probability targets are one formula. A row has
@@ -69,9 +69,10 @@ struct CrossEntropyParams {
   double label_smoothing;
   double class_weight_sum;  // of all classes; num_classes without weights
 
-  // See Note [Terms of a row].
-  double logit_scale = 1;  // on the CPU positive, and
-  double softcap = 0;      // none, but for the kernel of rows with index targets
+  // See Note [Terms of a row]. CPU kernels other than cross_entropy_rows with index targets get a positive logit_scale
+  // and no softcap: cpu/transformed_cross_entropy.h does the rest around them.
+  double logit_scale = 1;
+  double softcap = 0;  // none
   double lse_square_scale = 0;
   double focal_gamma = 0;
 

@@ -1,4 +1,4 @@
-// Marks what both the host and a GPU run.
+// Marks what both the host and a GPU run, and what is never a function of its own.
 #pragma once
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
@@ -6,3 +6,5 @@
 #else
 #define FUSED_LOSSES_HOST_DEVICE
 #endif
+
+#define FUSED_LOSSES_ALWAYS_INLINE __attribute__((always_inline))

@@ -1,4 +1,4 @@
-// Parameters and formulas of the statistics of tokens: log-probability, log-sum-exp, entropy and argmax of each row.
+// Parameters and mathematics of the statistics of tokens: log-probability, log-sum-exp, entropy and argmax of each row.
 //
 // Note [Token statistics]
 // A row has x_c = softcap * tanh(logit_scale * l_c / softcap), or logit_scale * l_c without a softcap. With m = max(x),

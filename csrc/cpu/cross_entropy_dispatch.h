@@ -1,6 +1,7 @@
 // From the run-time description of a cross-entropy to the template that computes it.
 #pragma once
 
+#include "../core/dtype_dispatch.h"
 #include "cross_entropy_target.h"
 
 namespace fused_losses::cpu {
@@ -26,16 +27,7 @@ void by_target(const CrossEntropyParams& params, int64_t block_begin, int64_t bl
 
 template <class Sweep>
 void by_type(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
-  switch (params.dtype) {
-    case DType::Float32:
-      return by_target<Sweep, float>(params, block_begin, block_end);
-    case DType::Float64:
-      return by_target<Sweep, double>(params, block_begin, block_end);
-    case DType::BFloat16:
-      return by_target<Sweep, BFloat16>(params, block_begin, block_end);
-    case DType::Float16:
-      return by_target<Sweep, Float16>(params, block_begin, block_end);
-  }
+  by_dtype(params.dtype, [&](auto element) { by_target<Sweep, decltype(element)>(params, block_begin, block_end); });
 }
 
 }  // namespace

@@ -2,7 +2,9 @@
 // through memory.
 #pragma once
 
+#include "../core/blocks.h"
 #include "../core/compensated_sum.h"
+#include "../core/dtype_dispatch.h"
 #include "cross_entropy_row_terms.h"
 #include "cross_entropy_target.h"
 #include "kernels.h"
@@ -145,17 +147,7 @@ class Positions {
         store(state_.scale + v, broadcast(scale));
       }
     } else {
-      switch (params_.target.type) {
-        case IndexType::Int64:
-          load_indices<int64_t>(scale);
-          break;
-        case IndexType::Int32:
-          load_indices<int32_t>(scale);
-          break;
-        case IndexType::UInt8:
-          load_indices<uint8_t>(scale);
-          break;
-      }
+      by_index_type(params_.target.type, [&](auto index) { load_indices<decltype(index)>(scale); });
     }
     if (params_.mode != CrossEntropyMode::Backward) return;
     const A* grad_output = static_cast<const A*>(params_.grad_output);
@@ -224,9 +216,7 @@ class Positions {
 template <int kCount, class Run>
 inline void sum_blocks(const CrossEntropyParams& params, int64_t block_begin, int64_t block_end, const Run& run) {
   for (int64_t block = block_begin; block < block_end; ++block) {
-    const int64_t first = block * params.positions_per_block;
-    const int64_t last = first + params.positions_per_block < params.num_positions ? first + params.positions_per_block
-                                                                                   : params.num_positions;
+    const auto [first, last] = range_of_block(block, params.positions_per_block, params.num_positions);
     CompensatedSum block_loss;
     for (int64_t position = first; position < last; position += kCount) {
       const int count = last - position < kCount ? static_cast<int>(last - position) : kCount;

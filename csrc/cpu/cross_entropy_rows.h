@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 
+#include "../core/blocks.h"
 #include "../core/compensated_sum.h"
 #include "cross_entropy_row_blocks.h"
 #include "cross_entropy_row_terms.h"
@@ -39,9 +40,7 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
   };
 
   for (int64_t block = block_begin; block < block_end; ++block) {
-    const int64_t first = block * params.positions_per_block;
-    const int64_t last = first + params.positions_per_block < params.num_positions ? first + params.positions_per_block
-                                                                                   : params.num_positions;
+    const auto [first, last] = range_of_block(block, params.positions_per_block, params.num_positions);
     CompensatedSum block_loss;
     for (int64_t position = first; position < last; ++position) {
       const T* x = logits + offset_of(params.logits_layout, position);

@@ -4,7 +4,9 @@
 
 #include "../core/binary_cross_entropy.h"
 #include "../core/binary_cross_entropy_formulas.h"
+#include "../core/blocks.h"
 #include "../core/compensated_sum.h"
+#include "../core/dtype_dispatch.h"
 #include "vec_math.h"
 
 namespace fused_losses::cpu {
@@ -49,16 +51,9 @@ inline void copy_run(const W* source, int64_t stride, int64_t count, A* destinat
 
 template <class A>
 inline void copy_run(const BroadcastOperand& operand, int64_t offset, int64_t stride, int64_t count, A* destination) {
-  switch (operand.dtype) {
-    case DType::Float32:
-      return copy_run(static_cast<const float*>(operand.data) + offset, stride, count, destination);
-    case DType::Float64:
-      return copy_run(static_cast<const double*>(operand.data) + offset, stride, count, destination);
-    case DType::BFloat16:
-      return copy_run(static_cast<const BFloat16*>(operand.data) + offset, stride, count, destination);
-    case DType::Float16:
-      return copy_run(static_cast<const Float16*>(operand.data) + offset, stride, count, destination);
-  }
+  by_dtype(operand.dtype, [&](auto element) {
+    copy_run(static_cast<const decltype(element)*>(operand.data) + offset, stride, count, destination);
+  });
 }
 
 // Elements [first, first + count) of the broadcast operand.
@@ -149,9 +144,7 @@ class ElementwiseKernel {
   template <bool kLoss, bool kGradient>
   void run(int64_t block_begin, int64_t block_end) {
     for (int64_t block = block_begin; block < block_end; ++block) {
-      const int64_t first = block * params_.elements_per_block;
-      const int64_t end = first + params_.elements_per_block;
-      const int64_t last = end < params_.num_elements ? end : params_.num_elements;
+      const auto [first, last] = range_of_block(block, params_.elements_per_block, params_.num_elements);
       CompensatedSum block_loss;
       largest_bits_ = UnsignedVec<A>{};
       for (int64_t i = first; i < last; i += kChunkElements) {
@@ -316,16 +309,8 @@ void by_target_type(const BinaryCrossEntropyParams& params, int64_t block_begin,
 
 template <class Formula>
 void elementwise_loss(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
-  switch (params.dtype) {
-    case DType::Float32:
-      return by_target_type<Formula, float>(params, block_begin, block_end);
-    case DType::Float64:
-      return by_target_type<Formula, double>(params, block_begin, block_end);
-    case DType::BFloat16:
-      return by_target_type<Formula, BFloat16>(params, block_begin, block_end);
-    case DType::Float16:
-      return by_target_type<Formula, Float16>(params, block_begin, block_end);
-  }
+  by_dtype(params.dtype,
+           [&](auto element) { by_target_type<Formula, decltype(element)>(params, block_begin, block_end); });
 }
 
 }  // namespace

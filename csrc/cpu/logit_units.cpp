@@ -2,6 +2,7 @@
 // kernels.h. Compiled once per instruction set.
 #include "logit_units.h"
 
+#include "../core/dtype_dispatch.h"
 #include "flush_to_zero.h"
 #include "kernels.h"
 
@@ -36,20 +37,6 @@ FUSED_LOSSES_FLATTEN void gradient_of_logits(const AnySlopes& slopes, Accumulati
       });
 }
 
-template <class Visit>
-void by_type(DType dtype, const Visit& visit) {
-  switch (dtype) {
-    case DType::Float32:
-      return visit(float{});
-    case DType::Float64:
-      return visit(double{});
-    case DType::BFloat16:
-      return visit(BFloat16{});
-    case DType::Float16:
-      return visit(Float16{});
-  }
-}
-
 }  // namespace
 
 namespace FUSED_LOSSES_CAPABILITY {
@@ -57,7 +44,7 @@ namespace FUSED_LOSSES_CAPABILITY {
 void logit_units(const UnitTransform& transform, DType dtype, const void* logits, void* result, void* slopes,
                  int64_t count) {
   const FlushToZero flush;
-  by_type(dtype, [&](auto type) {
+  by_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     using A = Accumulation<T>;
     units(transform, static_cast<const T*>(logits), static_cast<A*>(result), static_cast<A*>(slopes), count);
@@ -67,7 +54,7 @@ void logit_units(const UnitTransform& transform, DType dtype, const void* logits
 void logit_gradient(const UnitTransform& transform, DType dtype, const void* slopes, const void* unit_gradient,
                     void* result, int64_t count) {
   const FlushToZero flush;
-  by_type(dtype, [&](auto type) {
+  by_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     using A = Accumulation<T>;
     const A scale = scale_in_unit<A>(transform);

@@ -1,5 +1,7 @@
 // Negative log-likelihood on the CPU: a gather forward, a scatter backward. Compiled once per instruction set.
+#include "../core/blocks.h"
 #include "../core/compensated_sum.h"
+#include "../core/dtype_dispatch.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -70,9 +72,7 @@ void forward(const NLLLossParams& params, int64_t block_begin, int64_t block_end
   using A = Accumulation<T>;
   const auto gather_run = params.target.class_weight != nullptr ? gather<T, I, true> : gather<T, I, false>;
   for (int64_t block = block_begin; block < block_end; ++block) {
-    const int64_t first = block * params.positions_per_block;
-    const int64_t end = first + params.positions_per_block;
-    const int64_t last = end < params.num_positions ? end : params.num_positions;
+    const auto [first, last] = range_of_block(block, params.positions_per_block, params.num_positions);
     // The block's targets are checked, into the first-level cache, before one of them is followed.
     params.block_targets[block] = FUSED_LOSSES_CAPABILITY::scan_targets(params.target, first, last);
     if (params.block_targets[block].first_invalid >= 0) continue;
@@ -94,9 +94,7 @@ void backward(const NLLLossParams& params, int64_t block_begin, int64_t block_en
   const A scale = static_cast<A>(-params.gradient_scale);
   const A* class_weight = static_cast<const A*>(params.target.class_weight);
   const ClassLayout layout{params.num_classes * params.inner_size, params.inner_size, 1};
-  const int64_t first = block_begin * params.positions_per_block;
-  const int64_t end = block_end * params.positions_per_block;
-  const int64_t last = end < params.num_positions ? end : params.num_positions;
+  const auto [first, last] = range_of_blocks(block_begin, block_end, params.positions_per_block, params.num_positions);
   for_each_run(layout, params.inner_size, first, last, [&](const Run& run) {
     const I* targets = static_cast<const I*>(params.target.data) + run.position;
     const A* grad_output = static_cast<const A*>(params.grad_output) + run.position * params.grad_output_stride;
@@ -111,34 +109,19 @@ void backward(const NLLLossParams& params, int64_t block_begin, int64_t block_en
   });
 }
 
-template <class T>
-void by_index_type(const NLLLossParams& params, int64_t block_begin, int64_t block_end) {
-  const bool is_backward = params.gradient != nullptr;
-  switch (params.target.type) {
-    case IndexType::Int64:
-      return (is_backward ? backward<T, int64_t> : forward<T, int64_t>)(params, block_begin, block_end);
-    case IndexType::Int32:
-      return (is_backward ? backward<T, int32_t> : forward<T, int32_t>)(params, block_begin, block_end);
-    case IndexType::UInt8:
-      return (is_backward ? backward<T, uint8_t> : forward<T, uint8_t>)(params, block_begin, block_end);
-  }
-}
-
 }  // namespace
 
 namespace FUSED_LOSSES_CAPABILITY {
 
 void nll_loss(const NLLLossParams& params, int64_t block_begin, int64_t block_end) {
-  switch (params.dtype) {
-    case DType::Float32:
-      return by_index_type<float>(params, block_begin, block_end);
-    case DType::Float64:
-      return by_index_type<double>(params, block_begin, block_end);
-    case DType::BFloat16:
-      return by_index_type<BFloat16>(params, block_begin, block_end);
-    case DType::Float16:
-      return by_index_type<Float16>(params, block_begin, block_end);
-  }
+  const bool is_backward = params.gradient != nullptr;
+  by_dtype(params.dtype, [&](auto element) {
+    by_index_type(params.target.type, [&](auto index) {
+      using T = decltype(element);
+      using I = decltype(index);
+      (is_backward ? backward<T, I> : forward<T, I>)(params, block_begin, block_end);
+    });
+  });
 }
 
 }  // namespace FUSED_LOSSES_CAPABILITY

@@ -1,5 +1,7 @@
 // The statistics of tokens on the CPU.
 // Compiled once per instruction set.
+#include "../core/blocks.h"
+#include "../core/dtype_dispatch.h"
 #include "flush_to_zero.h"
 #include "kernels.h"
 #include "token_statistics_row_batches.h"
@@ -8,18 +10,8 @@
 namespace fused_losses::cpu {
 namespace {
 
-struct Positions {
-  int64_t first;
-  int64_t end;
-};
-
-Positions positions_of(const TokenStatisticsParams& params, int64_t block_begin, int64_t block_end) {
-  const int64_t end = block_end * params.positions_per_block;
-  return {block_begin * params.positions_per_block, end < params.num_positions ? end : params.num_positions};
-}
-
 template <class T, bool kTransformed>
-void run_rows(const TokenStatisticsParams& params, Positions positions) {
+void run_rows(const TokenStatisticsParams& params, Range positions) {
   TokenRows<T, kTransformed> rows(params);
   for (int64_t position = positions.first; position < positions.end; ++position) {
     if (params.gradient == nullptr) {
@@ -31,7 +23,7 @@ void run_rows(const TokenStatisticsParams& params, Positions positions) {
 }
 
 template <class T>
-void run_batches(const TokenStatisticsParams& params, Positions positions) {
+void run_batches(const TokenStatisticsParams& params, Range positions) {
   TokenRowBatch<T> batch(params);
   for (int64_t first = positions.first; first < positions.end; first += batch.kRows) {
     const int64_t rest = positions.end - first;
@@ -41,7 +33,7 @@ void run_batches(const TokenStatisticsParams& params, Positions positions) {
 
 template <class T>
 void run(const TokenStatisticsParams& params, int64_t block_begin, int64_t block_end) {
-  const Positions positions = positions_of(params, block_begin, block_end);
+  const Range positions = range_of_blocks(block_begin, block_end, params.positions_per_block, params.num_positions);
   if (is_transformed(params.logit_scale, params.softcap)) {
     run_rows<T, true>(params, positions);
   } else if (params.gradient == nullptr && params.num_classes <= kMaxBatchClasses) {
@@ -57,16 +49,7 @@ namespace FUSED_LOSSES_CAPABILITY {
 
 void token_statistics(const TokenStatisticsParams& params, int64_t block_begin, int64_t block_end) {
   const FlushToZero flush;
-  switch (params.dtype) {
-    case DType::Float32:
-      return run<float>(params, block_begin, block_end);
-    case DType::Float64:
-      return run<double>(params, block_begin, block_end);
-    case DType::BFloat16:
-      return run<BFloat16>(params, block_begin, block_end);
-    case DType::Float16:
-      return run<Float16>(params, block_begin, block_end);
-  }
+  by_dtype(params.dtype, [&](auto element) { run<decltype(element)>(params, block_begin, block_end); });
 }
 
 }  // namespace FUSED_LOSSES_CAPABILITY

@@ -16,7 +16,6 @@ class TokenRows : private TokenPositions<T> {
   using Base::factor_;
   using Base::logit_scale_;
   using Base::params_;
-  using Base::sign_;
   using typename Base::A;
 
  public:
@@ -29,8 +28,9 @@ class TokenRows : private TokenPositions<T> {
     const int64_t target = Base::target_of(position);
     const A target_unit = target >= 0 ? units_.of(load_scalar(logits + target)).unit[0] : A(0);
 
-    A max = -kInfinity<A>;      // of the units so far
-    A max_key = -kInfinity<A>;  // of the logits, with the sign of the scale: two of them may have one unit
+    const bool negated = params_.logit_scale < 0;
+    A max = -kInfinity<A>;        // of the units so far
+    A max_logit = -kInfinity<A>;  // with the sign of the scale; two of them may have one unit
     int64_t first_of_max = 0;
     double others = 0;
     double sum = 0;
@@ -58,9 +58,9 @@ class TokenRows : private TokenPositions<T> {
         others *= factor;
         sum *= factor;
       }
-      const A block_key = kTransformed ? largest_key(logits + first, count, sign_) : block_max;
-      if (block_key > max_key) {
-        max_key = block_key;
+      const A block_logit = kTransformed ? largest_logit(logits + first, count, negated) : block_max;
+      if (block_logit > max_logit) {
+        max_logit = block_logit;
         first_of_max = first;
       }
       A block_others = sum_lanes<A>(block.sum);
@@ -76,7 +76,7 @@ class TokenRows : private TokenPositions<T> {
     const TokenRowSums<A> sums{broadcast(max), broadcast(static_cast<A>(others)),
                                broadcast(static_cast<A>(sum_times_x))};
     Base::finish(position, 1, sums, IntVec<A>{} - (target >= 0 ? 1 : 0), broadcast(target_unit),
-                 [&](int) { return find_logit(logits, first_of_max, num_classes, max_key * sign_); });
+                 [&](int) { return find_logit(logits, first_of_max, num_classes, negated ? -max_logit : max_logit); });
   }
 
   void backward(int64_t position) {

@@ -60,18 +60,17 @@ inline TokenLanes<Accumulation<U>> token_lanes_beside(int64_t target, Accumulati
                                            : token_lanes<false>(units, count, shift, factor, ahead, -1);
 }
 
-// The largest of the logits times the sign.
+// The largest of the logits, or of the negated ones. Negated by their sign bits: a product with -1 would make 0 of a
+// subnormal one.
 template <class T>
-FUSED_LOSSES_FLATTEN inline Accumulation<T> largest_key(const T* logits, int64_t count, Accumulation<T> sign) {
+FUSED_LOSSES_FLATTEN inline Accumulation<T> largest_logit(const T* logits, int64_t count, bool negated) {
   using A = Accumulation<T>;
   Vec<A> max[4];
   for (Vec<A>& part : max) part = broadcast(-kInfinity<A>);
+  const auto add = [&](Vec<A> logit, int slot) { max[slot] = max_of(negated ? -logit : logit, max[slot]); };
   sweep<A>(
-      count, [&](int64_t i, int slot) { max[slot] = max_of(load(logits + i) * sign, max[slot]); },
-      [&](int64_t i, int64_t rest) {
-        const Vec<A> key = load_partial(logits + i, rest, A(0)) * sign;
-        max[0] = max_of(select(first_lanes<A>(rest), key, broadcast(-kInfinity<A>)), max[0]);
-      });
+      count, [&](int64_t i, int slot) { add(load(logits + i), slot); },
+      [&](int64_t i, int64_t rest) { add(load_partial(logits + i, rest, negated ? kInfinity<A> : -kInfinity<A>), 0); });
   return max_lanes<A>(max_of(max_of(max[0], max[1]), max_of(max[2], max[3])));
 }
 

@@ -73,17 +73,18 @@ struct Infinity<double> {
 template <class A>
 constexpr A kInfinity = Infinity<A>::value;
 
-template <class A>
-inline Vec<A> broadcast(A value) {
-  return Vec<A>{} + value;
-}
-
 template <class To, class From>
 inline To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   std::memcpy(&to, &from, sizeof(To));
   return to;
+}
+
+// Without arithmetic on the value: 0 + x has not the bits of every x.
+template <class A>
+inline Vec<A> broadcast(A value) {
+  return bit_cast<Vec<A>>(IntVec<A>{} + bit_cast<Integer<A>>(value));
 }
 
 template <class A>

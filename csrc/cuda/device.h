@@ -1,5 +1,5 @@
 // What the kernels need of CUDA: from nvcc, or from the emulation that runs the same sources on the host in the tests.
-// This is the only file that knows which of the two compiles it.
+// Besides this file launch.h and core/host_device.h alone ask which of the two compiles them.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -39,7 +39,8 @@ void weigh_targets(const IndexTarget& target, int64_t num_positions, DType dtype
 // *sum = the sum of all class weights.
 void sum_class_weights(const IndexTarget& target, double* sum, Stream stream);
 
-// loss = sum of block_losses / divisor, or / *denominator where that is not null; rounded once to the loss's type.
+// loss = sum of block_losses / divisor, or / *denominator where that is not null; rounded to the loss's type, by way of
+// float to one of 16 bits.
 struct LossReduction {
   const double* block_losses;
   int64_t count;

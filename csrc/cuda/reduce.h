@@ -32,8 +32,8 @@ __device__ __forceinline__ A max_of_lanes(A value) {
 }
 
 // The kThreads adjacent threads that share a row are a group: lanes of one warp, or a whole block, whose warps count in
-// their order. Every thread gets the result. A barrier comes between what a block writes and what it reads, and between
-// that and its next call of the same function if it calls another one in between, as every row does.
+// their order. Every thread gets the result. Two calls of one of these functions must have a call of another one
+// between them: its barrier keeps a fast warp from overwriting the shared memory that a slow one still reads.
 template <int kThreads, class A>
 __device__ __forceinline__ A max_of_group(A value) {
   constexpr int kLanes = kThreads < kWarpThreads ? kThreads : kWarpThreads;

@@ -1,5 +1,6 @@
 #include "cpu_target_check.h"
 
+#include "../core/blocks.h"
 #include "../cpu/capability.h"
 #include "parallel.h"
 
@@ -27,9 +28,8 @@ double check_targets(const IndexTarget& target, int64_t num_positions) {
   std::vector<TargetScan> scans(static_cast<size_t>(num_blocks));
   for_each_block(num_blocks, [&](int64_t block_begin, int64_t block_end) {
     for (int64_t block = block_begin; block < block_end; ++block) {
-      const int64_t begin = block * kPositionsPerBlock;
-      const int64_t end = begin + kPositionsPerBlock < num_positions ? begin + kPositionsPerBlock : num_positions;
-      scans[static_cast<size_t>(block)] = cpu::kernels().scan_targets(target, begin, end);
+      const auto [first, end] = range_of_block(block, kPositionsPerBlock, num_positions);
+      scans[static_cast<size_t>(block)] = cpu::kernels().scan_targets(target, first, end);
     }
   });
   return total_weight(target, scans);

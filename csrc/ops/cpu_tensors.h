@@ -26,7 +26,7 @@ inline bool is_streamed(const Tensor& gradient) {
          reinterpret_cast<uintptr_t>(gradient.data_ptr()) % kCacheLine == 0;
 }
 
-// A tensor without dimensions that holds the value, rounded once.
+// A tensor without dimensions that holds the value; of a 16-bit type it is rounded to float first, as torch does.
 Tensor scalar_tensor(double value, ScalarType type, const Tensor& like);
 
 // The value of a tensor with one element.

@@ -5,11 +5,11 @@
 #include <numeric>
 
 #include "../cpu/capability.h"
+#include "../cpu/transformed_cross_entropy.h"
 #include "cpu_target_check.h"
 #include "cpu_tensors.h"
 #include "cross_entropy_operators.h"
 #include "parallel.h"
-#include "transformed_cross_entropy.h"
 
 namespace fused_losses {
 namespace {
@@ -49,7 +49,8 @@ class Call : public CrossEntropyProblem {
         [&](int64_t block_begin, int64_t block_end) {
           if (!transforms_logits_) {
             kernel_(params, block_begin, block_end);
-          } else if (!transformed_cross_entropy(params, transform, kernel_, block_begin, block_end)) {
+          } else if (!cpu::transformed_cross_entropy(params, transform, kernel_, has_contiguous_classes(), block_begin,
+                                                     block_end)) {
             lacks_memory = true;
           }
         },

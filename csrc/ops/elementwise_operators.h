@@ -8,6 +8,8 @@
 //   kPreparesGradients                 whether the gradient may wait for the backward
 #pragma once
 
+#include <optional>
+#include <string>
 #include <tuple>
 
 #include "elementwise_problem.h"
@@ -16,17 +18,14 @@
 namespace fused_losses {
 
 template <class Call>
-Tensor elementwise_loss(const ElementwiseOperands& operands, int64_t reduction) {
-  Call call(operands, reduction);
+Tensor elementwise_loss(Call& call) {
   call.params.mode = ElementwiseMode::Loss;
   return call.run_to_loss();
 }
 
 template <class Call>
-std::tuple<Tensor, Tensor> elementwise_loss_with_gradient(const ElementwiseOperands& operands, int64_t reduction,
-                                                          double grad_output) {
-  if (to_reduction(reduction) == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
-  Call call(operands, reduction);
+std::tuple<Tensor, Tensor> elementwise_loss_with_gradient(Call& call, double grad_output) {
+  if (call.reduction() == Reduction::None) refuse("unreduced losses have a gradient only for a grad_output");
   call.use_grad_output(grad_output);
   Tensor gradient = call.new_gradient();
   call.params.mode = ElementwiseMode::LossAndGradient;
@@ -35,8 +34,7 @@ std::tuple<Tensor, Tensor> elementwise_loss_with_gradient(const ElementwiseOpera
 }
 
 template <class Call>
-Tensor elementwise_loss_backward(const Tensor& grad_output, const ElementwiseOperands& operands, int64_t reduction) {
-  Call call(operands, reduction);
+Tensor elementwise_loss_backward(Call& call, const Tensor& grad_output) {
   call.use_grad_output(grad_output);
   Tensor gradient = call.new_gradient();
   call.params.mode = ElementwiseMode::Backward;
@@ -49,134 +47,101 @@ inline CallKey key_of(char loss, const ElementwiseOperands& operands, int64_t re
           {loss, reduction}};
 }
 
-// See Note [Prepared gradients].
-template <class Call>
-std::tuple<Tensor, Tensor> prepared_elementwise_loss(char loss_key, const ElementwiseOperands& operands,
-                                                     int64_t reduction) {
-  if constexpr (Call::kPreparesGradients) {
-    const CallKey key = key_of(loss_key, operands, reduction);
-    const std::optional<Tensor> ticket = to_reduction(reduction) != Reduction::None
-                                             ? PreparedGradients::new_ticket({1}, ScalarType::Float, key)
-                                             : std::nullopt;
-    if (ticket.has_value()) {
-      *static_cast<float*>(ticket->data_ptr()) = 0;
-      const std::optional<double> expected = PreparedGradients::expected_grad_output(key);
-      if (!expected.has_value()) return {elementwise_loss<Call>(operands, reduction), *ticket};
-      const auto [loss, gradient] = elementwise_loss_with_gradient<Call>(operands, reduction, *expected);
-      PreparedGradients::keep(*ticket, *expected, gradient);
-      return {loss, *ticket};
+using OptionalWeight = const std::optional<Tensor>&;
+
+// The operators of a loss with weights. `kKey` tells its prepared gradients from those of other losses: see Note
+// [Prepared gradients]. Weights: an OptionalWeight or, with a pos_weight, two.
+template <class Call, char kKey, class... Weights>
+struct WeightedLossOperators {
+  static Tensor loss(const Tensor& input, const Tensor& target, Weights... weights, int64_t reduction) {
+    Call call(operands(input, target, weights...), reduction);
+    return elementwise_loss(call);
+  }
+
+  static std::tuple<Tensor, Tensor> with_gradient(const Tensor& input, const Tensor& target, Weights... weights,
+                                                  int64_t reduction, double grad_output) {
+    Call call(operands(input, target, weights...), reduction);
+    return elementwise_loss_with_gradient(call, grad_output);
+  }
+
+  static std::tuple<Tensor, Tensor> prepared(const Tensor& input, const Tensor& target, Weights... weights,
+                                             int64_t reduction) {
+    Call call(operands(input, target, weights...), reduction);
+    if constexpr (Call::kPreparesGradients) {
+      const CallKey key = key_of(kKey, operands(input, target, weights...), reduction);
+      const std::optional<Tensor> ticket = call.reduction() != Reduction::None
+                                               ? PreparedGradients::new_ticket({1}, ScalarType::Float, key)
+                                               : std::nullopt;
+      if (ticket.has_value()) {
+        *static_cast<float*>(ticket->data_ptr()) = 0;
+        const std::optional<double> expected = PreparedGradients::expected_grad_output(key);
+        if (!expected.has_value()) return {elementwise_loss(call), *ticket};
+        const auto [loss, gradient] = elementwise_loss_with_gradient(call, *expected);
+        PreparedGradients::keep(*ticket, *expected, gradient);
+        return {loss, *ticket};
+      }
     }
-  }
-  Tensor ticket = empty({1}, ScalarType::Float, operands.input);
-  return {elementwise_loss<Call>(operands, reduction), torch::stable::zero_(ticket)};
-}
-
-template <class Call>
-Tensor prepared_elementwise_backward(char loss_key, const Tensor& grad_output, const ElementwiseOperands& operands,
-                                     const Tensor& ticket, int64_t reduction) {
-  if constexpr (Call::kPreparesGradients) {
-    if (const std::optional<Tensor> gradient =
-            PreparedGradients::take(ticket, key_of(loss_key, operands, reduction), grad_output)) {
-      return *gradient;
-    }
-  }
-  return elementwise_loss_backward<Call>(grad_output, operands, reduction);
-}
-
-template <class Call>
-struct BinaryCrossEntropyOperators {
-  static inline const std::optional<Tensor> kNoPosWeight;
-
-  static Tensor loss(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                     int64_t reduction) {
-    return elementwise_loss<Call>({input, target, weight, kNoPosWeight}, reduction);
-  }
-
-  static std::tuple<Tensor, Tensor> with_gradient(const Tensor& input, const Tensor& target,
-                                                  const std::optional<Tensor>& weight, int64_t reduction,
-                                                  double grad_output) {
-    return elementwise_loss_with_gradient<Call>({input, target, weight, kNoPosWeight}, reduction, grad_output);
-  }
-
-  static std::tuple<Tensor, Tensor> prepared(const Tensor& input, const Tensor& target,
-                                             const std::optional<Tensor>& weight, int64_t reduction) {
-    return prepared_elementwise_loss<Call>('b', {input, target, weight, kNoPosWeight}, reduction);
+    Tensor ticket = empty({1}, ScalarType::Float, input);
+    return {elementwise_loss(call), torch::stable::zero_(ticket)};
   }
 
   static Tensor prepared_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                                  const std::optional<Tensor>& weight, const Tensor& ticket, int64_t reduction) {
-    return prepared_elementwise_backward<Call>('b', grad_output, {input, target, weight, kNoPosWeight}, ticket,
-                                               reduction);
+                                  Weights... weights, const Tensor& ticket, int64_t reduction) {
+    if constexpr (Call::kPreparesGradients) {
+      const CallKey key = key_of(kKey, operands(input, target, weights...), reduction);
+      if (const std::optional<Tensor> gradient = PreparedGradients::take(ticket, key, grad_output)) return *gradient;
+    }
+    return backward(grad_output, input, target, weights..., reduction);
   }
 
-  static Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                         const std::optional<Tensor>& weight, int64_t reduction) {
-    return elementwise_loss_backward<Call>(grad_output, {input, target, weight, kNoPosWeight}, reduction);
-  }
-
-  static void implement(torch::stable::detail::StableLibrary& library) {
-    library.impl("binary_cross_entropy", TORCH_BOX(&loss));
-    library.impl("binary_cross_entropy_forward", TORCH_BOX(&loss));
-    library.impl("binary_cross_entropy_with_gradient", TORCH_BOX(&with_gradient));
-    library.impl("binary_cross_entropy_prepared", TORCH_BOX(&prepared));
-    library.impl("binary_cross_entropy_prepared_backward", TORCH_BOX(&prepared_backward));
-    library.impl("binary_cross_entropy_backward", TORCH_BOX(&backward));
-  }
-};
-
-template <class Call>
-struct BinaryCrossEntropyWithLogitsOperators {
-  static Tensor loss(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
-                     const std::optional<Tensor>& pos_weight, int64_t reduction) {
-    return elementwise_loss<Call>({logits, target, weight, pos_weight}, reduction);
-  }
-
-  static std::tuple<Tensor, Tensor> with_gradient(const Tensor& logits, const Tensor& target,
-                                                  const std::optional<Tensor>& weight,
-                                                  const std::optional<Tensor>& pos_weight, int64_t reduction,
-                                                  double grad_output) {
-    return elementwise_loss_with_gradient<Call>({logits, target, weight, pos_weight}, reduction, grad_output);
-  }
-
-  static std::tuple<Tensor, Tensor> prepared(const Tensor& logits, const Tensor& target,
-                                             const std::optional<Tensor>& weight,
-                                             const std::optional<Tensor>& pos_weight, int64_t reduction) {
-    return prepared_elementwise_loss<Call>('l', {logits, target, weight, pos_weight}, reduction);
-  }
-
-  static Tensor prepared_backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
-                                  const std::optional<Tensor>& weight, const std::optional<Tensor>& pos_weight,
-                                  const Tensor& ticket, int64_t reduction) {
-    return prepared_elementwise_backward<Call>('l', grad_output, {logits, target, weight, pos_weight}, ticket,
-                                               reduction);
-  }
-
-  static Tensor backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
-                         const std::optional<Tensor>& weight, const std::optional<Tensor>& pos_weight,
+  static Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target, Weights... weights,
                          int64_t reduction) {
-    return elementwise_loss_backward<Call>(grad_output, {logits, target, weight, pos_weight}, reduction);
+    Call call(operands(input, target, weights...), reduction);
+    return elementwise_loss_backward(call, grad_output);
   }
 
-  // Whether it was written: not where the gradient has no place over the logits.
-  static bool backward_over_logits(const Tensor& grad_output, const Tensor& logits, const Tensor& target,
-                                   const std::optional<Tensor>& weight, const std::optional<Tensor>& pos_weight,
-                                   int64_t reduction) {
-    Call call({logits, target, weight, pos_weight}, reduction);
+  // Whether it was written: not where the gradient has no place over the input.
+  static bool backward_over_input(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                                  Weights... weights, int64_t reduction) {
+    Call call(operands(input, target, weights...), reduction);
     call.use_grad_output(grad_output);
-    if (!call.overwrite_input(logits)) return false;
+    if (!call.overwrite_input(input)) return false;
     call.params.mode = ElementwiseMode::Backward;
     call.run();
     return true;
   }
 
+  static void implement(torch::stable::detail::StableLibrary& library, const std::string& name) {
+    library.impl(name.c_str(), TORCH_BOX(&loss));
+    library.impl((name + "_forward").c_str(), TORCH_BOX(&loss));
+    library.impl((name + "_with_gradient").c_str(), TORCH_BOX(&with_gradient));
+    library.impl((name + "_prepared").c_str(), TORCH_BOX(&prepared));
+    library.impl((name + "_prepared_backward").c_str(), TORCH_BOX(&prepared_backward));
+    library.impl((name + "_backward").c_str(), TORCH_BOX(&backward));
+  }
+
+ private:
+  static inline const std::optional<Tensor> kNone;
+
+  static ElementwiseOperands operands(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+                                      const std::optional<Tensor>& pos_weight = kNone) {
+    return {input, target, weight, pos_weight};
+  }
+};
+
+template <class Call>
+struct BinaryCrossEntropyOperators {
   static void implement(torch::stable::detail::StableLibrary& library) {
-    library.impl("binary_cross_entropy_with_logits", TORCH_BOX(&loss));
-    library.impl("binary_cross_entropy_with_logits_forward", TORCH_BOX(&loss));
-    library.impl("binary_cross_entropy_with_logits_with_gradient", TORCH_BOX(&with_gradient));
-    library.impl("binary_cross_entropy_with_logits_prepared", TORCH_BOX(&prepared));
-    library.impl("binary_cross_entropy_with_logits_prepared_backward", TORCH_BOX(&prepared_backward));
-    library.impl("binary_cross_entropy_with_logits_backward", TORCH_BOX(&backward));
-    library.impl("binary_cross_entropy_with_logits_backward_over_logits", TORCH_BOX(&backward_over_logits));
+    WeightedLossOperators<Call, 'b', OptionalWeight>::implement(library, "binary_cross_entropy");
+  }
+};
+
+template <class Call>
+struct BinaryCrossEntropyWithLogitsOperators {
+  static void implement(torch::stable::detail::StableLibrary& library) {
+    using Operators = WeightedLossOperators<Call, 'l', OptionalWeight, OptionalWeight>;
+    Operators::implement(library, "binary_cross_entropy_with_logits");
+    library.impl("binary_cross_entropy_with_logits_backward_over_logits", TORCH_BOX(&Operators::backward_over_input));
   }
 };
 
@@ -194,18 +159,13 @@ struct SigmoidFocalLossOperators {
 
   static Tensor loss(const Tensor& logits, const Tensor& target, double alpha, double gamma, int64_t reduction) {
     FocalCall call(logits, target, alpha, gamma, reduction);
-    call.params.mode = ElementwiseMode::Loss;
-    return call.run_to_loss();
+    return elementwise_loss(call);
   }
 
   static Tensor backward(const Tensor& grad_output, const Tensor& logits, const Tensor& target, double alpha,
                          double gamma, int64_t reduction) {
     FocalCall call(logits, target, alpha, gamma, reduction);
-    call.use_grad_output(grad_output);
-    Tensor gradient = call.new_gradient();
-    call.params.mode = ElementwiseMode::Backward;
-    call.run();
-    return gradient;
+    return elementwise_loss_backward(call, grad_output);
   }
 
   static void implement(torch::stable::detail::StableLibrary& library) {

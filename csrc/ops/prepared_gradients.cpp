@@ -35,7 +35,6 @@ struct Expectation {
 };
 
 struct Ticket {
-  std::vector<int64_t> kind;
   std::vector<int64_t> call;
   double grad_output = 0;
   std::optional<Tensor> gradient;
@@ -119,7 +118,7 @@ std::optional<Tensor> PreparedGradients::new_ticket(const std::vector<int64_t>& 
     return std::nullopt;
   }
   const Lock lock(registry.mutex);
-  registry.tickets.emplace(data, Ticket{key.kind, key.call, 0, std::nullopt});
+  registry.tickets.emplace(data, Ticket{key.call, 0, std::nullopt});
   return ticket;
 }
 

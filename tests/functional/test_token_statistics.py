@@ -215,6 +215,20 @@ def test_special_values(device):
     assert ours.log_prob[1:].isnan().all() and ours.entropy.isnan().all()
 
 
+@pytest.mark.parametrize("options", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("num_classes", [3, 40, 1500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_subnormal_logit_may_be_the_largest(device, dtype, num_classes, options):
+    """The kernels flush what they compute, and must not compute what they compare."""
+    smallest = torch.finfo(dtype).tiny
+    x = -1 - torch.rand(4, num_classes, dtype=torch.float64)
+    x[0, 1], x[1, -1], x[2, :2], x[3, num_classes // 2] = smallest / 4, -smallest / 8, smallest / 2, smallest / 2
+    x[2, 0] = 0
+    logits = (-x if options.get("logit_scale", 1) < 0 else x).to(device, dtype)
+    target = torch.zeros(4, dtype=torch.int64, device=device)
+    assert token_statistics(logits, target, **options).argmax.tolist() == [1, num_classes - 1, 1, num_classes // 2]
+
+
 def test_ties_are_the_first(device):
     logits = torch.zeros(3, 2500, device=device)
     logits[1, [7, 1500, 2400]] = 1

@@ -46,5 +46,7 @@ def test_extension_exports_nothing_but_its_module_function() -> None:
     listing = subprocess.run(
         ["nm", "--dynamic", "--defined-only", extension], check=True, capture_output=True, text=True
     ).stdout
-    exported = {line.split()[-1] for line in listing.splitlines() if line.split()[-2] == "T"}
-    assert exported == {"PyInit__C"}
+    kinds = {line.split()[-1]: line.split()[-2] for line in listing.splitlines()}
+    assert {name for name, kind in kinds.items() if kind == "T"} == {"PyInit__C"}
+    # Weak ones are what headers of torch and of the standard library define inline. The mangler counts characters.
+    assert not [name for name in kinds if "12fused_losses" in name]

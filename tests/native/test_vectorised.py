@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What the sweeps are made of; NLL only gathers.
+# What the sweeps are made of; NLL only gathers, and the elementary functions and the scan of targets are in these.
 KERNELS = [
     "cross_entropy_rows",
     "cross_entropy_inner_tiles",
     "cross_entropy_transposed_tiles",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "sigmoid_focal_loss",
+    "token_statistics",
+    "logit_units",
 ]
 OBJECTS = [path for name in KERNELS for path in sorted(ROOT.glob(f"build/kernels/*/csrc/cpu/{name}.o"))]
 # addps, vmulpd, vfmadd231ps, ... and their scalar twins, which end in s.

@@ -11,7 +11,8 @@ struct Call : ElementwiseCall {
 
 void rescale_gradient(const Tensor& grad_output, const Tensor& gradient, double prepared_for, const Tensor& input,
                       const Tensor& target, const std::optional<Tensor>& weight, int64_t reduction) {
-  const ElementwiseOperands operands{input, target, weight, BinaryCrossEntropyOperators<Call>::kNoPosWeight};
+  const std::optional<Tensor> no_pos_weight;
+  const ElementwiseOperands operands{input, target, weight, no_pos_weight};
   rescale_elementwise_gradient<Call>(grad_output, gradient, prepared_for, operands, reduction);
 }
 

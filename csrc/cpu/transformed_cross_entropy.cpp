@@ -5,43 +5,20 @@
 #include <cstdlib>
 #include <memory>
 
+#include "../core/blocks.h"
 #include "../core/compensated_sum.h"
-#include "../cpu/capability.h"
+#include "../core/dtype_dispatch.h"
+#include "capability.h"
 
-namespace fused_losses {
+namespace fused_losses::cpu {
 namespace {
 
-constexpr cpu::UnitTransform kCopy{1, 0};
+constexpr UnitTransform kCopy{1, 0};
 
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
 using Memory = std::unique_ptr<char, Free>;
-
-int64_t index_bytes(IndexType type) {
-  switch (type) {
-    case IndexType::Int64:
-      return 8;
-    case IndexType::Int32:
-      return 4;
-    case IndexType::UInt8:
-      return 1;
-  }
-  __builtin_unreachable();
-}
-
-int64_t element_bytes(DType type) {
-  switch (type) {
-    case DType::Float64:
-      return 8;
-    case DType::Float32:
-      return 4;
-    case DType::BFloat16:
-    case DType::Float16:
-      return 2;
-  }
-  __builtin_unreachable();
-}
 
 // Positions of one outer index.
 struct Segment {
@@ -52,14 +29,15 @@ struct Segment {
 
 class Transformed {
  public:
-  Transformed(const CrossEntropyParams& params, const cpu::UnitTransform& transform, cpu::CrossEntropyKernel* kernel)
+  Transformed(const CrossEntropyParams& params, const UnitTransform& transform, CrossEntropyKernel* kernel,
+              bool contiguous_classes)
       : params_(params),
         transform_(transform),
         kernel_(kernel),
         accumulation_(params.dtype == DType::Float64 ? DType::Float64 : DType::Float32),
         positions_(std::min(params.positions_per_block, params.num_positions)),
         copies_probability_(params.target_kind == TargetKind::Probability && params.probability_dtype != accumulation_),
-        by_class_(params.logits_layout.class_stride != 1) {
+        by_class_(!contiguous_classes) {
     units_ = new_memory(true);
     gradient_ = new_memory(params.mode != CrossEntropyMode::Loss);
     slopes_ = new_memory(params.mode != CrossEntropyMode::Loss && transform.softcap != 0);
@@ -69,12 +47,11 @@ class Transformed {
   bool has_memory() const { return !lacks_memory_; }
 
   void run(int64_t block) {
-    const int64_t begin = block * params_.positions_per_block;
-    const int64_t end = std::min(begin + params_.positions_per_block, params_.num_positions);
+    const Range range = range_of_block(block, params_.positions_per_block, params_.num_positions);
     CompensatedSum block_loss;
-    for (int64_t first = begin; first < end;) {
+    for (int64_t first = range.first; first < range.end;) {
       const Place place = place_of(first, params_.inner_size);
-      const int64_t count = std::min(end - first, params_.inner_size - place.inner);
+      const int64_t count = std::min(range.end - first, params_.inner_size - place.inner);
       block_loss.add(run({first, count, place}));
       first += count;
     }
@@ -84,14 +61,13 @@ class Transformed {
  private:
   Memory new_memory(bool wanted) {
     if (!wanted) return nullptr;
-    const auto bytes = static_cast<size_t>(positions_ * params_.num_classes * element_bytes(accumulation_));
+    const auto bytes = static_cast<size_t>(positions_ * params_.num_classes * size_of(accumulation_));
     Memory memory(static_cast<char*>(std::malloc(bytes)));
     lacks_memory_ |= memory == nullptr;
     return memory;
   }
 
   double run(const Segment& segment) {
-    const cpu::Kernels& kernels = cpu::kernels();
     CrossEntropyParams local = params_;
     local.dtype = accumulation_;
     local.num_positions = local.inner_size = local.positions_per_block = segment.count;
@@ -103,10 +79,9 @@ class Transformed {
     if (params_.target_kind == TargetKind::Probability) {
       set_probability(segment, local);
     } else {
-      local.target.data =
-          static_cast<const char*>(params_.target.data) + segment.first * index_bytes(params_.target.type);
+      local.target.data = static_cast<const char*>(params_.target.data) + segment.first * size_of(params_.target.type);
     }
-    const int64_t offset = segment.first * element_bytes(accumulation_);
+    const int64_t offset = segment.first * size_of(accumulation_);
     for (void** values : {&local.losses, &local.row_max, &local.row_sum, &local.row_others, &local.row_mass}) {
       if (*values != nullptr) *values = static_cast<char*>(*values) + offset;
     }
@@ -117,14 +92,14 @@ class Transformed {
     local.block_losses = &loss;
 
     for_each_run(segment, params_.logits_layout, [&](int64_t start, int64_t at, int64_t count) {
-      kernels.logit_units(transform_, params_.dtype, element(params_.logits, start, params_.dtype), unit(units_, at),
-                          unit(slopes_, at), count);
+      kernels().logit_units(transform_, params_.dtype, element(params_.logits, start, params_.dtype), unit(units_, at),
+                            unit(slopes_, at), count);
     });
     kernel_(local, 0, 1);
     if (params_.mode == CrossEntropyMode::Loss) return loss;
     for_each_run(segment, params_.gradient_layout, [&](int64_t start, int64_t at, int64_t count) {
       void* gradient = const_cast<char*>(element(params_.gradient, start, params_.dtype));
-      kernels.logit_gradient(transform_, params_.dtype, unit(slopes_, at), unit(gradient_, at), gradient, count);
+      kernels().logit_gradient(transform_, params_.dtype, unit(slopes_, at), unit(gradient_, at), gradient, count);
     });
     return loss;
   }
@@ -137,8 +112,8 @@ class Transformed {
       return;
     }
     for_each_run(segment, params_.probability_layout, [&](int64_t start, int64_t at, int64_t count) {
-      cpu::kernels().logit_units(kCopy, type, element(params_.probability_target, start, type), unit(probability_, at),
-                                 nullptr, count);
+      kernels().logit_units(kCopy, type, element(params_.probability_target, start, type), unit(probability_, at),
+                            nullptr, count);
     });
     local.probability_dtype = accumulation_;
     local.probability_target = probability_.get();
@@ -171,15 +146,15 @@ class Transformed {
   }
 
   static const char* element(const void* memory, int64_t offset, DType type) {
-    return static_cast<const char*>(memory) + offset * element_bytes(type);
+    return static_cast<const char*>(memory) + offset * size_of(type);
   }
   char* unit(const Memory& memory, int64_t offset) const {
-    return memory == nullptr ? nullptr : memory.get() + offset * element_bytes(accumulation_);
+    return memory == nullptr ? nullptr : memory.get() + offset * size_of(accumulation_);
   }
 
   const CrossEntropyParams& params_;
-  const cpu::UnitTransform transform_;
-  cpu::CrossEntropyKernel* kernel_;
+  const UnitTransform transform_;
+  CrossEntropyKernel* kernel_;
   const DType accumulation_;
   const int64_t positions_;
   const bool copies_probability_;
@@ -193,12 +168,13 @@ class Transformed {
 
 }  // namespace
 
-bool transformed_cross_entropy(const CrossEntropyParams& params, const cpu::UnitTransform& transform,
-                               cpu::CrossEntropyKernel* kernel, int64_t block_begin, int64_t block_end) {
-  Transformed transformed(params, transform, kernel);
+bool transformed_cross_entropy(const CrossEntropyParams& params, const UnitTransform& transform,
+                               CrossEntropyKernel* kernel, bool contiguous_classes, int64_t block_begin,
+                               int64_t block_end) {
+  Transformed transformed(params, transform, kernel, contiguous_classes);
   if (!transformed.has_memory()) return false;
   for (int64_t block = block_begin; block < block_end; ++block) transformed.run(block);
   return true;
 }
 
-}  // namespace fused_losses
+}  // namespace fused_losses::cpu
