@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from .autograd.cross_entropy import fused_cross_entropy
-from .operators.class_axis import INDEX_DTYPES, class_dim, is_class, mean_denominator, position_sizes
+from .operators.class_axis import (
+    INDEX_DTYPES,
+    class_dim,
+    is_class,
+    is_type_of_class_weight,
+    mean_denominator,
+    position_sizes,
+)
 from .operators.cross_entropy import composite
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.registration import MEAN, NONE
@@ -47,7 +54,7 @@ def cross_entropy_beyond_torch(
     inplace_gradient: bool,
 ) -> Tensor:
     """See :func:`fused_losses.functional.cross_entropy`."""
-    check_beyond_torch(input, target, label_smoothing, terms, token_weight)
+    check_beyond_torch(input, target, weight, label_smoothing, terms, token_weight)
     wrapper, input = input, without_waiting_wrapper(input)
     inplace_gradient = inplace_gradient and input is wrapper
     options = (ignore_index, label_smoothing)
@@ -70,7 +77,12 @@ def cross_entropy_beyond_torch(
 
 
 def check_beyond_torch(
-    input: Tensor, target: Tensor, label_smoothing: float, terms: RowTerms, token_weight: Tensor | None
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+    terms: RowTerms,
+    token_weight: Tensor | None,
 ) -> None:
     """Raises where the tensors and options do not go together, of which torch's function knows nothing."""
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
@@ -79,13 +91,17 @@ def check_beyond_torch(
         raise NotImplementedError(f"cross_entropy is not implemented for logits of {input.dtype}")
     if terms.focal_gamma and (label_smoothing or target.is_floating_point()):
         raise ValueError("focal_gamma is for class indices without label smoothing")
+    if not target.is_floating_point():
+        if target.dtype not in INDEX_DTYPES:
+            raise RuntimeError(f"expected class indices of type int64, int32 or uint8, got {target.dtype}")
+        promote = token_weight is not None or promotes(input)
+        if weight is not None and not is_type_of_class_weight(input, weight, promote):
+            raise RuntimeError(f"expected class weights of type {input.dtype}, got {weight.dtype}")
     if token_weight is None:
         return
     check_token_weight(token_weight, position_sizes(input.shape))
     if target.is_floating_point() or is_differentiated(token_weight):
         return
-    if target.dtype not in INDEX_DTYPES:
-        raise RuntimeError(f"expected class indices of type int64, int32 or uint8, got {target.dtype}")
     if target.shape != token_weight.shape:
         raise ValueError(f"Expected target of shape {list(token_weight.shape)}, got {list(target.shape)}")
 

@@ -88,7 +88,8 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
         arguments["reduction"] = legacy_get_string(size_average, reduce, emit_warning=False)
     overwrites = arguments.pop("inplace_gradient", False) and not is_dtensor(arguments["input"])
     reason, route = way_of_call(name, **arguments)
-    return _in_words(name, reason, route, [arguments["input"]], {**arguments, "inplace_gradient": overwrites})
+    differentiable = [arguments["input"], arguments.get("token_weight")]
+    return _in_words(name, reason, route, differentiable, {**arguments, "inplace_gradient": overwrites})
 
 
 def _loss_of(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:

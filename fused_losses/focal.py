@@ -27,8 +27,9 @@ def sigmoid_focal_loss(
     Args:
         inputs: logits :math:`x`; float32, float64, bfloat16 or float16.
         targets: :math:`y` in :math:`[0, 1]`, of the logits' shape; its type is the loss's.
-        alpha: in :math:`[0, 1]`, or -1: no weights.
-        gamma: not negative.
+        alpha: in :math:`[0, 1]`, or -1: no weights. One of them may be a tensor of one number, which torch's operators
+            differentiate.
+        gamma: not negative; likewise.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Shape:
@@ -84,5 +85,7 @@ def _asked(
         )
     if promotes(inputs) and targets.dtype.itemsize == 2:
         targets = targets.float()
+    if isinstance(alpha, Tensor) or isinstance(gamma, Tensor):
+        return targets, (alpha, gamma, REDUCTIONS[reduction]), "alpha or gamma is a tensor"
     options = (float(alpha), float(gamma), REDUCTIONS[reduction])
     return targets, options, reason_for_torch(inputs, targets) or refusal(inputs, targets)

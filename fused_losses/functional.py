@@ -53,6 +53,8 @@ __all__ = [
     "token_statistics",
 ]
 
+_NUMBERS = (int, float)
+
 _torch_cross_entropy = torch_function("cross_entropy")
 _torch_nll_loss = torch_function("nll_loss")
 _torch_binary_cross_entropy = torch_function("binary_cross_entropy")
@@ -179,6 +181,8 @@ def cross_entropy(
     `Focal Loss for Dense Object Detection <https://arxiv.org/abs/1708.02002>`_.
     """
     is_torchs = softcap is None and logit_scale == 1 and lse_square_scale == 0 and focal_gamma == 0
+    # A tensor, too, may be equal to a default; it is refused.
+    is_torchs &= type(logit_scale) in _NUMBERS and type(lse_square_scale) in _NUMBERS and type(focal_gamma) in _NUMBERS
     if not (is_torchs and token_weight is None):
         if has_overrides(input, target, weight, token_weight):
             return handle_torch_function(  # of ours: torch has none that takes these

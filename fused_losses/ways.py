@@ -127,11 +127,11 @@ def _against_beyond_torch(
     terms: RowTerms,
     token_weight: Tensor | None,
 ) -> str | None:
-    check_beyond_torch(input, target, label_smoothing, terms, token_weight)
+    if (refusal := refusal_of_reduction(reduction)) is not None:
+        raise ValueError(refusal)
+    check_beyond_torch(input, target, weight, label_smoothing, terms, token_weight)
     promote = token_weight is not None or promotes(input)  # unreduced losses are not rounded before they are weighted
-    return refusal_of_reduction(reduction) or reason_for_composite(
-        input, target, weight, ignore_index, label_smoothing, promote, terms
-    )
+    return reason_for_composite(input, target, weight, ignore_index, label_smoothing, promote, terms)
 
 
 def loss_of_dtensors(

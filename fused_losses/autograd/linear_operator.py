@@ -20,7 +20,7 @@ from ..routing import may_be_differentiated_later, records_graph
 from . import placement
 from .backward import multiplied
 from .first_derivative import first_derivative_only
-from .linear_cross_entropy import LinearProblem
+from .linear_problem import LinearProblem
 from .linear_recomputed import recomputed_linear_cross_entropy
 
 __all__ = ["linear_cross_entropy_in_a_graph"]

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..operators.class_axis import accumulation_dtype
 from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off, empty_gradients, sizes_of_losses
 from ..operators.registration import NONE
-from .linear_cross_entropy import LinearProblem, computed_gradients
+from .linear_cross_entropy import computed_gradients
+from .linear_problem import LinearProblem
 
 __all__ = ["recomputed_linear_cross_entropy"]
 

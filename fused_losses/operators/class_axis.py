@@ -5,6 +5,7 @@ A sample is ``(C)``, ``(N, C)`` or ``(N, C, d1, ..., dK)``; its positions are al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,9 +39,11 @@ def refusal_of_class_weight(input: Tensor, weight: Tensor | None, promote: bool)
         return None
     if weight.dim() != 1 or weight.shape[0] != input.shape[class_dim(input.shape)]:
         return "there is not one weight per class"
-    if weight.dtype != input.dtype and not (promote and weight.dtype in FLOAT_DTYPES - {torch.float64}):
-        return "the weight's type is not the input's"
-    return None
+    return None if is_type_of_class_weight(input, weight, promote) else "the weight's type is not the input's"
+
+
+def is_type_of_class_weight(input: Tensor, weight: Tensor, promote: bool) -> bool:
+    return weight.dtype == input.dtype or (promote and weight.dtype in FLOAT_DTYPES - {torch.float64})
 
 
 def class_dim(sizes: Sequence[int]) -> int:
@@ -88,13 +91,14 @@ def divisor(sum_of_weights: Tensor, label_smoothing: float) -> Tensor:
 
 def mean_denominator(
     target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, input: Tensor
-) -> Tensor | int:
+) -> Tensor | float:
     """What the mean of the losses divides by: the weights of class indices, or the number of positions.
 
     That is an integer: the quotient of a scalar and a float has a float64 tangent in torch's transforms.
     """
     if target.is_floating_point():
-        return input.numel() // input.shape[class_dim(input.shape)]
+        num_classes = input.shape[class_dim(input.shape)]
+        return input.numel() // num_classes if num_classes else math.nan  # of no classes, as torch has it
     weights = target_weights(target, weight, ignore_index, torch.float64).sum().to(accumulation_dtype(input.dtype))
     return divisor(weights, label_smoothing)
 

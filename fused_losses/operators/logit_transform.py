@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["LogitTransform"]
+from .class_axis import accumulation_dtype
+
+__all__ = ["LogitTransform", "refusal_of_scales"]
 
 
 class LogitTransform(NamedTuple):
@@ -45,3 +47,12 @@ class LogitTransform(NamedTuple):
     def transformed(self, logits: Tensor) -> Tensor:
         unit = self.unit(logits)
         return unit if self.factor == 1 else unit * self.factor
+
+
+def refusal_of_scales(logits: Tensor, logit_scale: float, softcap: float) -> str | None:
+    """Whether the type of computation has no normal number for one of them: the kernels would multiply by 0."""
+    info = torch.finfo(accumulation_dtype(logits.dtype))
+    scales = (logit_scale, softcap, logit_scale / softcap) if softcap else (logit_scale,)
+    if all(info.tiny <= abs(scale) <= info.max for scale in scales):
+        return None
+    return "logit_scale or softcap is no normal number in the type of computation"

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..torch_losses import torch_function
 from .class_axis import accumulation_dtype, class_dim, is_counted, mean_denominator
-from .logit_transform import LogitTransform
+from .logit_transform import LogitTransform, refusal_of_scales
 from .registration import MEAN, NONE
-from .token_statistics import refusal_of_scales
 
 
 class RowTerms(NamedTuple):

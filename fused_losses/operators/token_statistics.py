@@ -13,7 +13,7 @@ from ..torch_losses import torch_function
 from .batching import batch_first
 from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype, is_counted, refusal_of_ignore_index
 from .composite import differentiable_gradient, needed_gradients, pulled_back
-from .logit_transform import LogitTransform
+from .logit_transform import LogitTransform, refusal_of_scales
 from .registration import Operator, call
 
 _Options = tuple[float, float, int]  # logit_scale, softcap (0: none), ignore_index
@@ -36,15 +36,6 @@ def refusal(logits: Tensor, target: Tensor, logit_scale: float, softcap: float, 
     if target.dtype not in INDEX_DTYPES or target.shape != logits.shape[:-1]:
         return "the targets are no class indices in the shape of the logits without their last axis"
     return refusal_of_ignore_index(ignore_index) or refusal_of_scales(logits, logit_scale, softcap)
-
-
-def refusal_of_scales(logits: Tensor, logit_scale: float, softcap: float) -> str | None:
-    """Whether the type of computation has no normal number for one of them: the kernels would multiply by 0."""
-    info = torch.finfo(accumulation_dtype(logits.dtype))
-    scales = (logit_scale, softcap, logit_scale / softcap) if softcap else (logit_scale,)
-    if all(info.tiny <= abs(scale) <= info.max for scale in scales):
-        return None
-    return "logit_scale or softcap is no normal number in the type of computation"
 
 
 def composite(options: _Options, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

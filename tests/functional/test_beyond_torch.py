@@ -378,48 +378,6 @@ def test_a_scripted_module_refuses_what_torchscript_has_not():
         scripted(logits, target)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"softcap": 0.0},
-        {"softcap": float("inf")},
-        {"logit_scale": 0.0},
-        {"logit_scale": float("nan")},
-        {"lse_square_scale": float("inf")},
-        {"focal_gamma": -1.0},
-        {"focal_gamma": 2.0, "label_smoothing": 0.1},
-        {"token_weight": torch.ones(3)},
-        {"softcap": 3.0, "reduction": "average"},
-    ],
-    ids=str,
-)
-def test_bad_options(options):
-    logits, target = problem((20, 300))
-    with pytest.raises(ValueError):
-        cross_entropy(logits, target, **options)
-
-
-def test_bad_targets():
-    logits, target = problem((20, 300))
-    target[3] = 300
-    for terms in ({"softcap": 3.0}, {"token_weight": torch.ones(20)}):
-        with pytest.raises(IndexError):
-            cross_entropy(logits, target, **terms)
-
-
-def test_a_scale_that_is_to_be_learned_is_refused():
-    """Its gradient would be lost without a word."""
-    logits, target = problem((20, 300))
-    learned = torch.nn.Parameter(torch.tensor(2.0))
-    statistics = fused_losses.functional.token_statistics
-    for function in (cross_entropy, statistics):
-        for option in ("logit_scale", "softcap"):
-            with pytest.raises(TypeError, match="learned"):
-                function(logits, target, **{option: learned})
-    with pytest.raises(TypeError, match="learned"):
-        fused_losses.functional.linear_cross_entropy(logits, torch.randn(7, 300), target % 7, logit_scale=learned)
-
-
 def test_what_changes_from_call_to_call_in_a_graph():
     logits, target = problem((20, 300))
 

@@ -134,6 +134,14 @@ def test_weighted_tokens_of_16_bits_take_weights_of_classes_in_float32():
     assert "the weight's type" in fused_losses.explain(CROSS_ENTROPY.ours, logits, target, weight=torch.rand(5))
 
 
+def test_options_beyond_torch_and_what_is_wrong_with_the_call():
+    logits, target = sample(CROSS_ENTROPY, (6, 5))
+    with pytest.raises(ValueError, match="reduction"):
+        fused_losses.explain(CROSS_ENTROPY.ours, logits, target, softcap=3.0, reduction="average")
+    learned = torch.rand(6, requires_grad=True)
+    assert not fused_losses.explain(CROSS_ENTROPY.ours, logits, target, token_weight=learned).endswith("a gradient")
+
+
 def test_functions_that_torch_lacks():
     cpu = f"CPU, {fused_losses._C.cpu_capability()}"
     logits, target = torch.randn(6, 5, requires_grad=True), torch.randint(5, (6,))

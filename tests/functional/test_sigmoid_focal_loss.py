@@ -146,3 +146,14 @@ def test_bad_options(options):
 def test_bad_shapes():
     with pytest.raises(ValueError):
         sigmoid_focal_loss(torch.randn(3), torch.ones(4))
+
+
+def test_a_scale_that_is_to_be_learned_has_its_gradient(device):
+    """By torch's operators, as with torchvision's function."""
+    inputs, targets = torch.randn(4, 5, device=device), torch.rand(4, 5, device=device)
+    alpha, gamma = (torch.tensor(value, device=device, requires_grad=True) for value in (0.25, 2.0))
+    loss = sigmoid_focal_loss(inputs, targets, alpha, gamma, "mean")
+    torch.testing.assert_close(loss, sigmoid_focal_loss(inputs, targets, 0.25, 2.0, "mean"))
+    expected = torch.autograd.grad(reference(inputs, targets, alpha, gamma, "mean"), (alpha, gamma))
+    for found, wanted in zip(torch.autograd.grad(loss, (alpha, gamma)), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
