@@ -25,12 +25,12 @@ losses = {
 """
 
 GRAPHS = """
-def targets_of_graph(loss, *inputs):
+def targets_of_graph(loss, input):
     graphs = []
     def backend(graph, inputs):
         graphs.append(graph)
         return graph.forward
-    torch.testing.assert_close(torch.compile(loss, backend=backend, fullgraph=True)(*inputs), loss(*inputs))
+    torch.testing.assert_close(torch.compile(loss, backend=backend, fullgraph=True)(input), loss(input))
     (graph,) = graphs
     return [node.target for node in graph.graph.nodes if node.op == "call_function"]
 
@@ -38,8 +38,9 @@ for name, loss in losses.items():
     targets = targets_of_graph(loss, logits)
     assert any(str(target).startswith(f"fused_losses.{name}") for target in targets), targets
     assert getattr(F, name) not in targets
-    of_indices = name in ("cross_entropy", "nll_loss")
-    assert torchs[name] in targets_of_graph(torchs[name], logits.sigmoid(), target if of_indices else probabilities)
+    torchs_own = torchs[name]
+    aim = target if name in ("cross_entropy", "nll_loss") else probabilities
+    assert torchs_own in targets_of_graph(lambda x: torchs_own(x, aim), logits.sigmoid())
 """
 
 TRANSFORMS = """
