@@ -22,7 +22,7 @@ from .operators.row_terms import refusal as refusal_of_terms
 from .route_log import note
 from .routing import is_differentiated, kernel_route, promotes, reason_for_torch, without_waiting_wrapper
 
-__all__ = ["check_beyond_torch", "cross_entropy_beyond_torch", "reason_for_composite"]
+__all__ = ["check_beyond_torch", "cross_entropy_beyond_torch", "promotes_losses", "reason_for_composite"]
 
 
 def reason_for_composite(
@@ -76,6 +76,11 @@ def cross_entropy_beyond_torch(
     return losses.to(dtype)
 
 
+def promotes_losses(input: Tensor, token_weight: Tensor | None) -> bool:
+    """Unreduced losses are not rounded before they are weighted."""
+    return token_weight is not None or promotes(input)
+
+
 def check_beyond_torch(
     input: Tensor,
     target: Tensor,
@@ -94,8 +99,7 @@ def check_beyond_torch(
     if not target.is_floating_point():
         if target.dtype not in INDEX_DTYPES:
             raise RuntimeError(f"expected class indices of type int64, int32 or uint8, got {target.dtype}")
-        promote = token_weight is not None or promotes(input)
-        if weight is not None and not is_type_of_class_weight(input, weight, promote):
+        if weight is not None and not is_type_of_class_weight(input, weight, promotes_losses(input, token_weight)):
             raise RuntimeError(f"expected class weights of type {input.dtype}, got {weight.dtype}")
     if token_weight is None:
         return

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
@@ -24,26 +25,26 @@ __all__ = ["keep_torchs_functions_known"]
 _DYNAMOS_RULES = "torch._dynamo.trace_rules"
 
 
+@cache
 def keep_torchs_functions_known() -> None:
     """To be called before functions are replaced in :mod:`torch.nn.functional`; again does nothing."""
     torch.overrides.get_testing_overrides()  # both remember their results
     torch.overrides.get_overridable_functions()
     if _DYNAMOS_RULES in sys.modules:
         _resolve_to_originals(sys.modules[_DYNAMOS_RULES])
-    elif not any(isinstance(finder, _FinderOfDynamosRules) for finder in sys.meta_path):
+    else:
         sys.meta_path.insert(0, _FinderOfDynamosRules())
 
 
 def _resolve_to_originals(rules: ModuleType) -> None:
     load_object = getattr(rules, "load_object", None)  # what a name of Dynamo's list stands for
-    if load_object is None or hasattr(load_object, "_resolves_to_originals"):
+    if load_object is None:
         return
 
     def load_original(name: str) -> Any:
         value = load_object(name)
         return original_of(value) if isinstance(value, FunctionType) else value
 
-    load_original._resolves_to_originals = True  # type: ignore[attr-defined]
     rules.load_object = load_original  # type: ignore[attr-defined]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .beyond_torch import check_beyond_torch, reason_for_composite
+from .beyond_torch import check_beyond_torch, promotes_losses, reason_for_composite
 from .operators.binary_cross_entropy import refusal as refusal_of_binary_cross_entropy
 from .operators.cross_entropy import refusal as refusal_of_cross_entropy
 from .operators.elementwise import autocast_dtype
@@ -130,7 +130,7 @@ def _against_beyond_torch(
     if (refusal := refusal_of_reduction(reduction)) is not None:
         raise ValueError(refusal)
     check_beyond_torch(input, target, weight, label_smoothing, terms, token_weight)
-    promote = token_weight is not None or promotes(input)  # unreduced losses are not rounded before they are weighted
+    promote = promotes_losses(input, token_weight)
     return reason_for_composite(input, target, weight, ignore_index, label_smoothing, promote, terms)
 
 
