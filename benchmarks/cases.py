@@ -42,6 +42,7 @@ class Case:
     label_smoothing: float = 0.0
     values: Values = "random"
     scale: Scale = "none"
+    after_log_softmax: bool = False  # what is timed begins at the logits, as in a model that ends in a log_softmax
 
     @property
     def variant(self) -> str:
@@ -53,6 +54,7 @@ class Case:
             "pos_weight" if self.pos_weight else "",
             f"label_smoothing{self.label_smoothing:g}" if self.label_smoothing else "",
             self.values if self.values != "random" else "",
+            "log_softmax" if self.after_log_softmax else "",
             f"{self.scale}_scale" if self.scale != "none" else "",
         ]
         return "-".join(word for word in words if word)
@@ -124,6 +126,8 @@ def _grid() -> Iterator[Case]:
 
     yield Case("nll_loss", (8192, 1000))
     yield Case("nll_loss", (8, 21, 256, 256))
+    for shape in ((8192, 1000), (4096, 32000)):
+        yield Case("nll_loss", shape, after_log_softmax=True)
 
     yield Case("binary_cross_entropy", (1_000_000,))
     yield Case("binary_cross_entropy", (20_000_000,))

@@ -29,15 +29,23 @@ class Contender:
 
 
 def contenders(
-    loss: Loss, rotation: Sequence[Inputs], *, scale: Scale = "none", with_compile: bool, with_inplace: bool
+    loss: Loss,
+    rotation: Sequence[Inputs],
+    *,
+    scale: Scale = "none",
+    after_log_softmax: bool = False,
+    with_compile: bool,
+    with_inplace: bool,
 ) -> list[Contender]:
     """The contenders for a loss; eager, the reference, comes first. What fused_losses does not offer is left out."""
     eager: LossFunction = getattr(torch.nn.functional, loss)
+    fused: LossFunction | None = getattr(fused_losses.functional, loss, None)
+    if after_log_softmax:
+        eager, fused = _after_log_softmax(eager), fused and _after_log_softmax(fused)
     entries = [preserving_contender("eager", scaled(eager, scale), rotation)]
     if with_compile:
         entries.append(preserving_contender("compile", scaled(_compiled(eager), scale), rotation))
 
-    fused: LossFunction | None = getattr(fused_losses.functional, loss, None)
     if fused is not None:
         entries.append(preserving_contender("fused", scaled(fused, scale), rotation))
         if with_compile:
@@ -46,6 +54,13 @@ def contenders(
             inplace = scaled(partial(fused, inplace_gradient=True), scale)
             entries.append(overwriting_contender("fused in-place", inplace, rotation, ("forward_backward",)))
     return entries
+
+
+def _after_log_softmax(function: LossFunction) -> LossFunction:
+    def loss_of(logits: Tensor, *args: Any, **options: Any) -> Tensor:
+        return function(torch.nn.functional.log_softmax(logits, 1), *args, **options)
+
+    return loss_of
 
 
 def scaled(function: LossFunction, scale: Scale) -> LossFunction:

@@ -35,7 +35,8 @@ def bytes_moved(case: Case, inputs: Inputs) -> dict[Pass, int]:
     What all rows share, such as class weights, is left out, and so are the sums.
     """
     # NLL needs one of the logits a position, for the loss; its gradient depends on the target alone.
-    logits_read = inputs.target.numel() if case.loss == "nll_loss" else inputs.logits.numel()
+    is_gather = case.loss == "nll_loss" and not case.after_log_softmax
+    logits_read = inputs.target.numel() if is_gather else inputs.logits.numel()
     read = logits_read * inputs.logits.element_size() + inputs.target.numel() * inputs.target.element_size()
     return {"forward": read, "forward_backward": read + inputs.logits_bytes}
 

@@ -41,12 +41,13 @@ def run_case(request: Request) -> CaseResult:
         case.loss,
         rotation,
         scale=case.scale,
+        after_log_softmax=case.after_log_softmax,
         with_compile=request.with_compile,
         with_inplace=full_case.gradient_may_overwrite_logits,
     )
     check_agreement(entries)
     absent: dict[str, str] = {}
-    if request.with_peers and case.scale == "none":  # they are called as they are
+    if request.with_peers and case.scale == "none" and not case.after_log_softmax:  # they are called as they are
         peers, absent = peer_contenders(case, rotation, entries[0])
         entries += peers
 

@@ -8,16 +8,13 @@ whose import takes two seconds and is made when something is compiled, is told w
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import cache
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
 from typing import Any
 
 import torch.overrides
 
+from .import_hooks import when_imported
 from .torch_losses import original_of
 
 __all__ = ["keep_torchs_functions_known"]
@@ -30,10 +27,7 @@ def keep_torchs_functions_known() -> None:
     """To be called before functions are replaced in :mod:`torch.nn.functional`; again does nothing."""
     torch.overrides.get_testing_overrides()  # both remember their results
     torch.overrides.get_overridable_functions()
-    if _DYNAMOS_RULES in sys.modules:
-        _resolve_to_originals(sys.modules[_DYNAMOS_RULES])
-    else:
-        sys.meta_path.insert(0, _FinderOfDynamosRules())
+    when_imported(_DYNAMOS_RULES, _resolve_to_originals)
 
 
 def _resolve_to_originals(rules: ModuleType) -> None:
@@ -46,24 +40,3 @@ def _resolve_to_originals(rules: ModuleType) -> None:
         return original_of(value) if isinstance(value, FunctionType) else value
 
     rules.load_object = load_original  # type: ignore[attr-defined]
-
-
-class _FinderOfDynamosRules(MetaPathFinder):
-    """Leaves the module to those who find it otherwise, and sees to it once it is executed."""
-
-    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != _DYNAMOS_RULES or self not in sys.meta_path:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return spec
-        loader = spec.loader
-        execute = loader.exec_module
-
-        def execute_and_resolve(module: ModuleType) -> None:
-            execute(module)
-            _resolve_to_originals(module)
-
-        loader.exec_module = execute_and_resolve  # type: ignore[method-assign]
-        return spec

@@ -14,6 +14,7 @@ from ..operators.nll_loss import composite, constant_of
 from ..operators.registration import below_autograd, call
 from ..route_log import EAGER
 from ..routing import may_be_differentiated
+from .after_log_softmax import join_with_log_softmax
 from .backward import dense, is_batched, is_plain
 from .eager import eager_apply, loss_without_gradient
 
@@ -84,6 +85,8 @@ def fused_nll_loss(
 ) -> Tensor:
     """The loss by the cheapest way: see ``fused_losses/routing.py``."""
     arguments = (input, target, weight, reduction, ignore_index, promote)
+    if torch.compiler.is_dynamo_compiling():
+        join_with_log_softmax()
     if not may_be_differentiated(input, route):
         return loss_without_gradient("nll_loss", route, *arguments)
     if route != EAGER:
