@@ -16,7 +16,7 @@ FUSED_LOSSES_FLATTEN inline Vec<Accumulation<T>> lane_maxima(const T* x, int64_t
   sweep<A>(
       count, [&](int64_t i, int slot) { max[slot] = max_of(load(x + i), max[slot]); },
       [&](int64_t i, int64_t rest) { max[0] = max_of(load_partial(x + i, rest, -kInfinity<A>), max[0]); });
-  return max_of(max_of(max[0], max[1]), max_of(max[2], max[3]));
+  return max_of<A>(max);
 }
 
 // The statistics of the classes that fall into each lane.
@@ -84,8 +84,7 @@ FUSED_LOSSES_FLATTEN inline LaneStatistics<Accumulation<T>> lane_sums(const T* x
           mass_times_x[0] += select(valid, q * shifted, Vec<A>{});
         }
       });
-  return {max_of(max_of(max[0], max[1]), max_of(max[2], max[3])), sum_of<A>(sum), sum_of<A>(mass_sum),
-          sum_of<A>(mass_times_x)};
+  return {max_of<A>(max), sum_of<A>(sum), sum_of<A>(mass_sum), sum_of<A>(mass_times_x)};
 }
 
 // The same, without the exponential of the class at number `target`, -1 for none, where that is the largest logit so
@@ -191,7 +190,7 @@ FUSED_LOSSES_FLATTEN inline void ignored_gradient(const T* x, T* gradient, int64
   sweep<A>(
       num_classes, [&](int64_t i, int slot) { inspect(load(x + i), slot); },
       [&](int64_t i, int64_t rest) { inspect(load_partial(x + i, rest, -kInfinity<A> * sign), 0); });
-  const A row_max = max_lanes<A>(max_of(max_of(max[0], max[1]), max_of(max[2], max[3])));
+  const A row_max = max_lanes<A>(max_of<A>(max));
   const bool is_infinite = row_max == kInfinity<A> || row_max == -kInfinity<A>;
   const bool undefined =
       any_lane(is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3]) || (is_infinite && transform.softcap == 0);

@@ -96,7 +96,7 @@ FUSED_LOSSES_FLATTEN inline bool write_tangents(const T* logits, Accumulation<T>
         if constexpr (kWantsSlopes) store_partial(slopes + i, tangent.derivative, rest);
         largest[0] = max_of(tangent.square, largest[0]);
       });
-  return max_lanes<A>(max_of(max_of(largest[0], largest[1]), max_of(largest[2], largest[3]))) > kTanhSmallSquare<A>;
+  return max_lanes<A>(max_of<A>(largest)) > kTanhSmallSquare<A>;
 }
 
 // The units of softcapped logits, and their slopes. Where the last call met large ones, this one expects them.

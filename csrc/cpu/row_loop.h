@@ -56,5 +56,10 @@ inline Vec<A> sum_of(const Vec<A> (&parts)[4]) {
   return (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
 
+template <class A>
+inline Vec<A> max_of(const Vec<A> (&parts)[4]) {
+  return max_of(max_of(parts[0], parts[1]), max_of(parts[2], parts[3]));
+}
+
 }  // namespace
 }  // namespace fused_losses::cpu

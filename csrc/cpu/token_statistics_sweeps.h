@@ -46,7 +46,7 @@ FUSED_LOSSES_FLATTEN inline TokenLanes<Accumulation<U>> token_lanes(const U* uni
         add(load(units + i), i, slot);
       },
       [&](int64_t i, int64_t rest) { add(load_partial(units + i, rest, -kInfinity<A>), i, 0); });
-  return {max_of(max_of(max[0], max[1]), max_of(max[2], max[3])), sum_of<A>(sum), sum_of<A>(sum_times_x)};
+  return {max_of<A>(max), sum_of<A>(sum), sum_of<A>(sum_times_x)};
 }
 
 // The same, without the exponential of the class at number `target`, -1 for none, where that is the largest logit so
@@ -71,7 +71,7 @@ FUSED_LOSSES_FLATTEN inline Accumulation<T> largest_logit(const T* logits, int64
   sweep<A>(
       count, [&](int64_t i, int slot) { add(load(logits + i), slot); },
       [&](int64_t i, int64_t rest) { add(load_partial(logits + i, rest, negated ? kInfinity<A> : -kInfinity<A>), 0); });
-  return max_lanes<A>(max_of(max_of(max[0], max[1]), max_of(max[2], max[3])));
+  return max_lanes<A>(max_of<A>(max));
 }
 
 // The first class of [first, count) whose logit is the given one, NaN included, or -1.

@@ -40,6 +40,9 @@ struct MathConstants<float> {
                                    0.001394120437f};  // 8e-9
   static constexpr float kLog[] = {-0.4999998916f, 0.3333330806f,  -0.2500152554f, 0.2000303446f,  -0.1661102029f,
                                    0.141629878f,   -0.1320975112f, 0.130085773f,   -0.07825121291f};  // 4e-9
+  static constexpr float kTanh[] = {0.3333326579f,    -0.1333189247f,   0.05386147199f,
+                                    -0.02147803264f,  0.00804082456f,   -0.002522012175f,
+                                    0.0005479980227f, -5.814258635e-05f};  // 1e-8 of tanh
   static constexpr float kTanhNumerator[] = {21.3187454289f, 0.934778755236f};
   static constexpr float kTanhDenominator[] = {63.9562422952f, 28.3867894753f, 1.0f};  // 1.4e-9 of tanh
   static constexpr float kSmallestNormal = 0x1p-126f;
@@ -90,11 +93,12 @@ inline Vec<A> exp(Vec<A> x) {
 }
 
 // Note [Tanh]
-// For |x| <= 5/4, where nearly every logit under a softcap lies, tanh(x) = x - x^3 N(x^2) / D(x^2), and the derivative
-// is 1 - tanh^2. Beyond, with e = exp(-2 |x|) and c = e / (1 + e), |tanh| = 1 - 2 c and the derivative 4 (c - c^2),
-// exact where tanh is 1 but for the last digits. Whether there is any such lane decides over three quarters of the
-// work, so a loop first does without (kLarge false) and looks whether it may. A lane's result depends on its own x
-// alone.
+// For |x| <= 5/4, where nearly every logit under a softcap lies, tanh(x) = x - x^3 q(x^2), and the derivative is
+// 1 - tanh^2. A quotient of two short polynomials is q, but in AVX-512's float32, where a division takes as long as
+// twenty multiplications, one polynomial. Beyond, with e = exp(-2 |x|) and c = e / (1 + e), |tanh| = 1 - 2 c and the
+// derivative 4 (c - c^2), exact where tanh is 1 but for the last digits. Whether there is any such lane decides over
+// three quarters of the work, so a loop first does without (kLarge false) and looks whether it may. A lane's result
+// depends on its own x alone.
 template <class A>
 struct Tanh {
   Vec<A> value;
@@ -105,23 +109,29 @@ struct Tanh {
 template <class A>
 constexpr A kTanhSmallSquare = A(25) / A(16);
 
+template <class A>
+inline Vec<A> tanh_of_small(Vec<A> x, Vec<A> square) {
+  using C = MathConstants<A>;
+#if defined(__AVX512F__)
+  if constexpr (kSameType<A, float>) return x - (x * square) * polynomial(square, C::kTanh);
+#endif
+  return x - (x * square) * polynomial(square, C::kTanhNumerator) / polynomial(square, C::kTanhDenominator);
+}
+
 template <bool kLarge, class A>
 inline Tanh<A> tanh_and_derivative(Vec<A> x) {
-  using C = MathConstants<A>;
   const Vec<A> square = x * x;
-  const Vec<A> numerator = (x * square) * polynomial(square, C::kTanhNumerator);
-  const Vec<A> denominator = polynomial(square, C::kTanhDenominator);
+  const Vec<A> small = tanh_of_small<A>(x, square);
   if constexpr (!kLarge) {
-    const Vec<A> value = x - numerator / denominator;
-    return {value, A(1) - value * value, square};
+    return {small, A(1) - small * small, square};
   } else {
-    const IntVec<A> is_small = square <= broadcast(kTanhSmallSquare<A>);
     const IntVec<A> sign = bit_cast<IntVec<A>>(-Vec<A>{});  // broadcast(-0) would be 0 + -0, which is 0
     const Vec<A> e = exp<A>(bit_cast<Vec<A>>(bit_cast<IntVec<A>>(x + x) | sign));
-    const Vec<A> c = select(is_small, numerator, e) / select(is_small, denominator, e + A(1));
+    const Vec<A> c = e / (e + A(1));
     const IntVec<A> magnitude = bit_cast<IntVec<A>>(A(1) - (c + c));
-    const Vec<A> value = select(is_small, x - c, bit_cast<Vec<A>>(magnitude | (bit_cast<IntVec<A>>(x) & sign)));
-    return {value, select(is_small, A(1) - value * value, (c - c * c) * A(4)), square};
+    const Vec<A> large = bit_cast<Vec<A>>(magnitude | (bit_cast<IntVec<A>>(x) & sign));
+    const IntVec<A> is_small = square <= broadcast(kTanhSmallSquare<A>);
+    return {select(is_small, small, large), select(is_small, A(1) - small * small, (c - c * c) * A(4)), square};
   }
 }
 

@@ -78,14 +78,10 @@ void CrossEntropyProblem::set_backward(const Tensor& grad_output, const Tensor& 
 }
 
 void CrossEntropyProblem::set_grad_output(const Tensor& grad_output) {
-  check_tensor(grad_output, logits_);
-  const bool unreduced = options_.reduction == Reduction::None;
-  if (grad_output.numel() != (unreduced ? params.num_positions : 1) || !is_float_type(grad_output.scalar_type())) {
-    refuse("grad_output does not fit the loss");
-  }
+  check_grad_output(grad_output, logits_, options_.reduction, params.num_positions);
   grad_output_ = as_contiguous(cast(grad_output, accumulation()));
   params.grad_output = grad_output_->data_ptr();
-  params.grad_output_stride = unreduced ? 1 : 0;
+  params.grad_output_stride = options_.reduction == Reduction::None ? 1 : 0;
 }
 
 void CrossEntropyProblem::check_terms() const {

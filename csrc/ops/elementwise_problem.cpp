@@ -85,14 +85,11 @@ Tensor ElementwiseProblem::new_losses() {
 }
 
 std::optional<Tensor> ElementwiseProblem::set_grad_output(const Tensor& grad_output) {
-  check_tensor(grad_output, input_);
-  const bool is_scalar = reduction_ != Reduction::None;
-  if (!is_float_type(grad_output.scalar_type()) || grad_output.numel() != (is_scalar ? 1 : params.num_elements)) {
-    refuse("grad_output does not fit the loss");
-  }
+  check_grad_output(grad_output, input_, reduction_, params.num_elements);
   const std::vector<int64_t> strides = to_vector(grad_output.strides());
   // All strides are 0 in the backward of a sum.
-  if (is_scalar || std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride == 0; })) {
+  if (reduction_ != Reduction::None ||
+      std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride == 0; })) {
     return grad_output;
   }
   if (to_vector(grad_output.sizes()) != sizes_) refuse("grad_output does not fit the loss");

@@ -30,15 +30,11 @@ NLLLossProblem::NLLLossProblem(const Tensor& grad_output, const Tensor& target, 
                                const NLLLossOptions& options)
     : options_(options), type_(input_type), sizes_(input_sizes), shape_(class_shape(sizes_)), target_(target) {
   check_tensor(target, target);
-  check_tensor(grad_output, target);
   set_target(weight);
-  const bool unreduced = options.reduction == Reduction::None;
-  if (grad_output.numel() != (unreduced ? shape_.num_positions : 1) || !is_float_type(grad_output.scalar_type())) {
-    refuse("grad_output does not fit the loss");
-  }
+  check_grad_output(grad_output, target, options.reduction, shape_.num_positions);
   grad_output_ = as_contiguous(cast(grad_output, accumulation_type(type_)));
   params.grad_output = grad_output_->data_ptr();
-  params.grad_output_stride = unreduced ? 1 : 0;
+  params.grad_output_stride = options.reduction == Reduction::None ? 1 : 0;
   params.inner_size = 1;
   for (size_t dim = 2; dim < sizes_.size(); ++dim) params.inner_size *= sizes_[dim];
 }

@@ -99,6 +99,14 @@ void check_tensor(const Tensor& tensor, const Tensor& reference) {
   if (storage_bytes < bytes_reached(tensor)) refuse("the storage of a tensor was made too small for it");
 }
 
+void check_grad_output(const Tensor& grad_output, const Tensor& reference, Reduction reduction, int64_t num_losses) {
+  check_tensor(grad_output, reference);
+  const int64_t expected = reduction == Reduction::None ? num_losses : 1;
+  if (!is_float_type(grad_output.scalar_type()) || grad_output.numel() != expected) {
+    refuse("grad_output does not fit the loss");
+  }
+}
+
 std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;

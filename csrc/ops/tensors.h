@@ -68,6 +68,9 @@ inline Reduction to_reduction(int64_t reduction) {
 // Refuses a tensor on another device than the reference's, and one whose storage was freed.
 void check_tensor(const Tensor& tensor, const Tensor& reference);
 
+// Refuses what is no gradient of a loss beside the reference: one number, or without reduction one for each loss.
+void check_grad_output(const Tensor& grad_output, const Tensor& reference, Reduction reduction, int64_t num_losses);
+
 inline Tensor cast(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
