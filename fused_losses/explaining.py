@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn._reduction import legacy_get_string
 
 from . import _C, functional
-from .autograd.eager import saves_through_hooks
 from .focal import reason_against_sigmoid_focal_loss
 from .linear_losses import reason_against_chunks, reason_against_statistics_by_chunks
 from .linear_modules import LinearCrossEntropyLoss, layer_of
+from .operators.versions import saves_through_hooks
 from .route_log import BY_CLASSES, WATCHED
 from .routing import is_dtensor, kernel_route, may_be_differentiated
 from .tokens import reason_against_token_statistics

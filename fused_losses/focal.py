@@ -61,7 +61,7 @@ def sigmoid_focal_loss(
         loss: Tensor = call("sigmoid_focal_loss", inputs, targets, *options)
         return loss
     note("sigmoid_focal_loss", f"torch: {reason}")
-    return composite(options, inputs, targets.to(torch.promote_types(inputs.dtype, targets.dtype)))
+    return composite(*options, inputs, targets.to(torch.promote_types(inputs.dtype, targets.dtype)))
 
 
 def reason_against_sigmoid_focal_loss(

@@ -26,7 +26,7 @@ from .operators.elementwise import autocast_dtype
 from .operators.registration import REDUCTIONS, refusal_of_reduction
 from .operators.row_terms import row_terms
 from .route_log import note
-from .routing import has_overrides, is_dtensor, kernel_route, promotes, without_waiting_wrapper
+from .routing import OVERRIDDEN, has_overrides, is_dtensor, kernel_route, promotes, without_waiting_wrapper
 from .tokens import TokenStatistics, token_statistics
 from .torch_losses import mark_as_replacement, torch_function
 from .trl_functions import entropy_from_logits, selective_log_softmax, selective_log_softmax_and_entropy
@@ -215,6 +215,7 @@ def cross_entropy(
             inplace_gradient,
         )
     if has_overrides(input, target, weight):
+        note("cross_entropy", f"torch: {OVERRIDDEN}")
         return handle_torch_function(
             _torch_cross_entropy,
             (input, target, weight),
@@ -291,6 +292,7 @@ def nll_loss(
     Source: the documentation of :class:`torch.nn.NLLLoss`.
     """
     if has_overrides(input, target, weight):
+        note("nll_loss", f"torch: {OVERRIDDEN}")
         return handle_torch_function(
             _torch_nll_loss,
             (input, target, weight),
@@ -356,6 +358,7 @@ def binary_cross_entropy(
     Source: the documentation of :class:`torch.nn.BCELoss`.
     """
     if has_overrides(input, target, weight):
+        note("binary_cross_entropy", f"torch: {OVERRIDDEN}")
         return handle_torch_function(
             _torch_binary_cross_entropy,
             (input, target, weight),
@@ -427,6 +430,7 @@ def binary_cross_entropy_with_logits(
     Source: the documentation of :class:`torch.nn.BCEWithLogitsLoss`.
     """
     if has_overrides(input, target, weight, pos_weight):
+        note("binary_cross_entropy_with_logits", f"torch: {OVERRIDDEN}")
         return handle_torch_function(
             _torch_binary_cross_entropy_with_logits,
             (input, target, weight, pos_weight),

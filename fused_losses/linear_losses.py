@@ -121,6 +121,7 @@ def linear_cross_entropy(
     is_torchs = logit_scale == 1 and softcap is None and lse_square_scale == 0 and token_weight is None
     overridden = has_overrides(*tensors, token_weight)
     if overridden and is_torchs and _torch_linear_cross_entropy is not None and _torch_takes(input, target):
+        note(LINEAR_CROSS_ENTROPY, f"torch: {OVERRIDDEN}")
         return handle_torch_function(
             _torch_linear_cross_entropy,
             tensors,
@@ -364,7 +365,7 @@ def _chunk_rows(options: Any, layer: LinearLayer, target: Tensor, label_smoothin
         ValueError: torch's, of a size and a method that disagree, where torch would look at them.
     """
     size: int | None = getattr(options, "batch_chunk_size", None)
-    is_torchs = not layer.inner() and label_smoothing == 0 and target.dtype == torch.int64
+    is_torchs = len(layer.inner()) == 0 and label_smoothing == 0 and target.dtype == torch.int64
     if size is not None and is_torchs and hasattr(options, "_adjust"):
         input = layer.input
         options._adjust(layer.num_rows(), input.shape[-1], layer.num_classes(), input.dtype, input.device)

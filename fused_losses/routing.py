@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack, get_unwrapped, is_functorch_wrapped_tensor
+from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
@@ -32,6 +33,7 @@ __all__ = [
     "OVERRIDDEN",
     "SEEN_BY_TORCH",
     "are_transforms_active",
+    "has_dispatch_modes",
     "has_overrides",
     "is_autocast",
     "is_compiling",
@@ -62,11 +64,18 @@ HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
 _PLAIN_TYPES = frozenset({Tensor, Parameter, FakeTensor})
 _HAS_CUDA = is_cuda_available()
 
-is_compiling = torch.compiler.is_compiling
 are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
 _num_function_modes = torch._C._len_torch_function_stack
 _tracing_state = torch._C._get_tracing_state
+
+
+def is_compiling() -> bool:
+    """Whether this thread traces: torch's flag says it of the process. Who traces is Dynamo, or is below it or below a
+    mode."""
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    return torch.compiler.is_compiling() and (TracingContext.try_get() is not None or has_dispatch_modes())
 
 
 def has_overrides(*tensors: Tensor | None) -> bool:
@@ -217,9 +226,13 @@ def kernel_route() -> str:
     return WATCHED if are_transforms_active() or _num_dispatch_modes() else EAGER
 
 
+def has_dispatch_modes() -> bool:
+    return _num_dispatch_modes() > 0
+
+
 def is_watched() -> bool:
     """Whether something watches or rewrites operators, and so must see the differentiable operator itself."""
-    return _is_transformed() or _num_dispatch_modes() > 0
+    return _is_transformed() or has_dispatch_modes()
 
 
 class _WaitedFor(torch.autograd.Function):
@@ -272,9 +285,10 @@ def may_be_differentiated(input: Tensor, route: str) -> bool:
 
 
 def may_be_differentiated_later(route: str) -> bool:
-    """Whether a graph is made that may be run with a gradient although nobody wants one now: an exported one, or one of
-    ``make_fx``. That of torch.compile is guarded."""
-    return route == WATCHED or (route == COMPILED and _is_exporting())
+    """Whether a gradient may be wanted although the input's flag says no: an exported graph, or one of ``make_fx``, is
+    run later with other inputs; and while Dynamo traces, the flag is out of date where an alias of the tensor was
+    written to, and false of what a scan carries along."""
+    return route == WATCHED or (route == COMPILED and (torch.is_grad_enabled() or _is_exporting()))
 
 
 @constant_while_tracing

@@ -91,10 +91,11 @@ struct CrossEntropyParams {
   double* block_losses;  // [num_blocks] sums of the losses, or null
 
   // Statistics, [num_positions] each in the accumulation type, or null: m, S and Q of Note [Target mass], S' of Note
-  // [Confident rows].
+  // [Confident rows]. Where a target is ignored they are 0 if the kernel did not read the logits. The backward may be
+  // another kernel, of other strides: copies of the logits are what transforms and saved-tensor hooks hand it.
   void* row_max;  // of what the kernel takes for logits: the units of a kernel that transforms them
   void* row_sum;
-  void* row_others;  // index targets only; anything where a target is ignored
+  void* row_others;  // index targets only
   void* row_mass;    // probability targets only
 };
 

@@ -94,6 +94,14 @@ class Positions {
     return total;
   }
 
+  // In a backward: see CrossEntropyParams.
+  bool lacks_statistics() const {
+    for (int i = 0; i < tile_.count; ++i) {
+      if (state_.sum[i] == 0 && is_ignored(i)) return true;
+    }
+    return false;
+  }
+
   void write_positions(void* memory, const A* values) const {
     if (memory == nullptr) return;
     std::memcpy(static_cast<A*>(memory) + tile_.first, values, static_cast<size_t>(tile_.count) * sizeof(A));

@@ -48,9 +48,15 @@ void sweep_rows(const CrossEntropyParams& params, int64_t block_begin, int64_t b
       PointMass<A> point = point_mass<A>(params, position);
       const bool ignored = params.target_kind != TargetKind::Probability && point.target_class < 0;
       if (ignored) {
-        if (params.mode != CrossEntropyMode::Loss)
+        if (params.mode != CrossEntropyMode::Loss) {
           ignored_gradient(x, gradient, num_classes, {params.logit_scale, params.softcap});
-        if (params.losses != nullptr) static_cast<A*>(params.losses)[position] = 0;
+        }
+        if (params.mode != CrossEntropyMode::Backward) {
+          void* const of_positions[] = {params.losses, params.row_max, params.row_sum, params.row_others};
+          for (void* values : of_positions) {
+            if (values != nullptr) static_cast<A*>(values)[position] = 0;
+          }
+        }
         continue;
       }
       row.start(params, position);

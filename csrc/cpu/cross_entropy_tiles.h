@@ -34,18 +34,16 @@ class TileKernel : private Positions<T, Mass> {
     memory_.start(tile);
     double loss = 0;
     const bool single_chunk = params_.num_classes <= kChunkClasses;
-    if (params_.mode != CrossEntropyMode::Backward) {
-      for (int64_t first = 0; first < params_.num_classes; first += kChunkClasses) {
-        read(first);
-        if (params_.mode == CrossEntropyMode::LossAndGradient) {
-          add_to_statistics<true>(first);
-        } else {
-          add_to_statistics<false>(first);
-        }
+    if (params_.mode == CrossEntropyMode::Backward) {
+      if (Base::lacks_statistics()) find_statistics_of_ignored();
+      if (has_terms_) read_target_logits();
+    } else {
+      if (params_.mode == CrossEntropyMode::LossAndGradient) {
+        find_statistics<true>();
+      } else {
+        find_statistics<false>();
       }
       loss = Base::finish_losses();
-    } else if (has_terms_) {
-      read_target_logits();
     }
     if (params_.mode == CrossEntropyMode::Loss) return loss;
     Base::add_row_terms();
@@ -65,6 +63,29 @@ class TileKernel : private Positions<T, Mass> {
  private:
   int64_t chunk(int64_t first) const {
     return params_.num_classes - first < kChunkClasses ? params_.num_classes - first : kChunkClasses;
+  }
+
+  template <bool kGradient>
+  void find_statistics() {
+    for (int64_t first = 0; first < params_.num_classes; first += kChunkClasses) {
+      read(first);
+      add_to_statistics<kGradient>(first);
+    }
+  }
+
+  // Those that a forward did not leave, without which the gradient would not be NaN where the softmax is.
+  void find_statistics_of_ignored() {
+    const TileState<A> known = state_;
+    find_statistics<false>();
+    for (int i = 0; i < end_; ++i) {
+      if (known.sum[i] == 0) {
+        state_.sum[i] = state_.others[i];
+      } else {
+        state_.max[i] = known.max[i];
+        state_.others[i] = known.others[i];
+      }
+      state_.mass[i] = known.mass[i];
+    }
   }
 
   void read(int64_t first) {

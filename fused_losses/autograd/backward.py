@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
 from ..operators.registration import MEAN, SUM
-from ..routing import is_watched
+from ..routing import is_compiling, is_watched
 from . import placement
 from .scale_history import FOR_ONE, DeviceExpectation
 
@@ -53,7 +53,7 @@ def is_plain(ctx: Any, grad_output: Tensor) -> bool:
 
 def is_batched(tensor: Tensor) -> bool:
     """Whether ``is_grads_batched=True`` made it: a transform of the old kind, which knows no operator of ours."""
-    return not torch.compiler.is_compiling() and bool(_is_legacy_batched(tensor))
+    return not is_compiling() and bool(_is_legacy_batched(tensor))
 
 
 def reduction_for_one(reduction: int) -> int:

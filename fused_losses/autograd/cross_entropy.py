@@ -13,6 +13,7 @@ from ..operators.class_axis import class_dim, mean_scale
 from ..operators.composite import other_gradients
 from ..operators.cross_entropy import composite
 from ..operators.registration import MEAN, NONE, below_autograd, call
+from ..operators.versions import check_versions, remember_versions
 from ..route_log import COMPILED, EAGER
 from ..routing import may_be_differentiated
 from .backward import (
@@ -24,10 +25,9 @@ from .backward import (
     times_batch,
     unrounded_for_one,
 )
-from .eager import eager_apply, loss_without_gradient, prepared_grad_output, saves_through_hooks, smoothed_target
+from .eager import eager_apply, loss_without_gradient, prepared_grad_output, smoothed_target
 from .inplace import may_overwrite, overwrite
 from .scale_history import expectation_of
-from .versions import check_version, remember_version
 
 
 class CrossEntropyFunction(torch.autograd.Function):
@@ -77,7 +77,6 @@ class CrossEntropyFunction(torch.autograd.Function):
         ctx.options = (reduction, ignore_index, label_smoothing, promote, *terms)
         ctx.overwrites = inplace_gradient and may_overwrite(logits, target, class_weight)
         ctx.expectation = expectation_of(logits, reduction, "cross_entropy")
-        ctx.saves_through_hooks = saves_through_hooks()
         expected = None if ctx.overwrites else prepared_grad_output(reduction, ctx.expectation)
         ctx.expected = expected
         arguments = (logits, target, class_weight)
@@ -86,10 +85,9 @@ class CrossEntropyFunction(torch.autograd.Function):
             ctx.save_for_backward(None, *arguments)
             return loss
         ctx.gradient = None
-        if ctx.saves_through_hooks:
-            remember_version(logits)
         with below_autograd():
             loss, statistics = _ops.cross_entropy_with_statistics(*arguments, *ctx.options)
+        remember_versions(statistics, logits)
         # First, for a checkpoint that computes again by another way and compares shapes: what torch's own loss of
         # probabilities saves has the shapes of logits and target, and other values.
         ctx.save_for_backward(statistics, *arguments)
@@ -116,8 +114,8 @@ class CrossEntropyFunction(torch.autograd.Function):
 def _saved_tensors(ctx: Any) -> tuple[Any, ...]:
     """Statistics, logits, target and class weight. See Note [Versions under hooks]."""
     saved: tuple[Any, ...] = ctx.saved_tensors
-    if ctx.saves_through_hooks and not torch.compiler.is_compiling():  # a graph knows no versions
-        check_version(saved[1])
+    if saved[0] is not None:
+        check_versions(*saved[:2])
     return saved
 
 

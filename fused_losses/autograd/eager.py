@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..operators.versions import saves_through_hooks
 from ..routing import may_be_differentiated_later
 from .scale_history import Expectation
-
-_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def eager_apply(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
@@ -39,11 +38,6 @@ def loss_without_gradient(name: str, route: str, *arguments: Any) -> Tensor:
     return loss
 
 
-def saves_through_hooks() -> bool:
-    """Whether saved tensors are packed by hooks (checkpointing, offloading): then as little as possible is saved."""
-    return _saved_tensors_hooks(True) is not None
-
-
 def smoothed_target(target: Tensor, label_smoothing: float) -> Tensor:
     """For autograd to save: where torch saves what it smoothed, probabilities of inference mode are no error."""
     is_copied = label_smoothing and target.is_floating_point() and target.is_inference()
@@ -52,4 +46,4 @@ def smoothed_target(target: Tensor, label_smoothing: float) -> Tensor:
 
 def prepared_grad_output(reduction: int, expectation: Expectation) -> float | None:
     """The ``grad_output`` that the forward computes the gradient for; nothing where the backward computes it."""
-    return None if reduction == 0 or _saved_tensors_hooks(True) is not None else expectation.grad_output
+    return None if reduction == 0 or saves_through_hooks() else expectation.grad_output

@@ -31,8 +31,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import Node, increment_version
 
+from ..operators.versions import saves_through_hooks
 from .backward import keeps_graph
-from .eager import saves_through_hooks
 
 
 def may_overwrite(logits: Tensor, *others: Tensor | None) -> bool:

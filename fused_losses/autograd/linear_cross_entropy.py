@@ -22,9 +22,10 @@ from torch import Tensor
 from ..operators.composite import needed_gradients, pulled_back
 from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off, composite
 from ..operators.registration import NONE
-from ..routing import is_watched, records_graph
+from ..operators.versions import check_versions, remember_versions, saves_through_hooks
+from ..routing import is_compiling, is_watched, records_graph
 from .backward import dense, is_batched, keeps_graph
-from .eager import eager_apply, saves_through_hooks, smoothed_target
+from .eager import eager_apply, smoothed_target
 from .linear_problem import LinearProblem
 
 __all__ = ["LinearCrossEntropyFunction", "computed_gradients", "fused_linear_cross_entropy"]
@@ -82,6 +83,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
                 losses, statistics = problem.losses_and_statistics()
                 loss = problem.reduced(losses)
                 ctx.logits = None if saves_through_hooks() else problem.chunks.small_logits()
+                remember_versions(statistics, input, weight, bias)
                 ctx.save_for_backward(*tensors, losses if wants_token_weight else None, statistics)
         return loss.to(options.loss_dtype)
 
@@ -96,7 +98,9 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
                 if scale is not None:
                     return (*_take_gradients(ctx, scale), None, None, None, None, None)
             *tensors, losses, statistics = ctx.saved_tensors  # once: a checkpoint unpacks them no second time
-            if torch.compiler.is_compiling():
+            if statistics is not None:
+                check_versions(statistics, *tensors[:3])
+            if is_compiling():
                 return (*_gradients_in_a_graph(ctx, tensors, grad_output, losses), None, None)
             if not is_plain:
                 return (*_watched_gradients(ctx, tensors, grad_output), None, None)

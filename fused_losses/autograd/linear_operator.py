@@ -26,6 +26,7 @@ from .linear_recomputed import recomputed_linear_cross_entropy
 __all__ = ["linear_cross_entropy_in_a_graph"]
 
 
+_NUM_TENSORS = 6
 _FEWEST_ROUNDED = 1 << 20  # elements of the weight
 
 
@@ -82,19 +83,22 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     _, *gradients = output
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*gradients, *inputs[:3])  # the inputs only so that a second derivative is noticed
+    ctx.save_for_backward(*gradients, *inputs[:_NUM_TENSORS])
+    ctx.wanted, *ctx.options = inputs[_NUM_TENSORS:]
     ctx.dtype = inputs[0].dtype
-    ctx.num_arguments = len(inputs)
 
 
 @first_derivative_only("linear losses in a compiled graph")
 def _differentiate(ctx: Any, saved: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    found: list[Tensor | None] = [None] * ctx.num_arguments
+    needed = ctx.needs_input_grad[: 1 + _NUM_TENSORS + len(ctx.options)]
+    found: list[Tensor | None] = [None] * len(needed)
     if grad_output is not None:
-        for i, gradient in enumerate(saved[:3]):
-            if ctx.needs_input_grad[i]:
-                if gradient.numel() != saved[3 + i].numel():
-                    raise RuntimeError("a gradient is asked for that nobody wanted when the graph was made")
+        gradients = saved[:3]
+        if any(needs and not wanted for needs, wanted in zip(needed, ctx.wanted, strict=False)):
+            # Of a flag that was out of date, or of an exported graph.
+            _, *gradients = _prepared(*saved[3:], list(needed[:3]), *ctx.options)
+        for i, gradient in enumerate(gradients):
+            if needed[i]:
                 found[i] = multiplied(gradient, grad_output).to(ctx.dtype)
     return tuple(found)
 

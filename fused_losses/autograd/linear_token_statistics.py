@@ -13,7 +13,8 @@ from .. import _ops
 from ..operators.composite import needed_gradients, pulled_back
 from ..operators.linear_cross_entropy import autocast_is_off, composite_statistics
 from ..operators.registration import below_autograd
-from ..routing import is_watched
+from ..operators.versions import check_versions, remember_versions
+from ..routing import is_compiling, is_watched
 from .backward import is_batched
 from .linear_chunks import LinearChunks
 from .linear_gradients import LinearGradients
@@ -105,16 +106,18 @@ class LinearTokenStatisticsFunction(torch.autograd.Function):
         ctx.mark_non_differentiable(results[-1])
         ctx.set_materialize_grads(False)
         ctx.options = options
+        remember_versions(saved, input, weight, bias)
         ctx.save_for_backward(input, weight, bias, target, saved)
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, saved = ctx.saved_tensors
+        check_versions(saved, *tensors[:3])
         grads = grad_outputs[:3]
         if all(grad is None for grad in grads):
             return (None,) * 5
-        if torch.compiler.is_compiling():  # compiled autograd, see the linear loss's
+        if is_compiling():  # compiled autograd, see the linear loss's
             wanted = list(ctx.needs_input_grad[:3])
             found = torch.ops.fused_losses.linear_token_statistics_backward(
                 *grads, *tensors, saved, wanted, *ctx.options

@@ -6,10 +6,9 @@ losses) asks for ``grad_output`` times the gradient for 1: another sweep over it
 the forward computes the gradient for the ``grad_output`` that the last backward of such a loss had. Where that changes
 with every step a prepared gradient is lost work: the forward then leaves statistics, and the backward computes. What is
 expected decides which of two ways is taken; the bits of the result are the same on both, and on the way back from a
-wrong guess. The smallest losses are prepared for 1: there a wrong guess costs no more than to remember. Small ones are
-always prepared, for what was asked for last: it is small, too, what a wrong guess costs there, and a prepared gradient
-alone survives that the logits are modified between forward and backward. A large loss of which that is seen is always
-prepared from then on.
+wrong guess. Small losses are always prepared, for what was asked for last: it is small, too, what a wrong guess costs
+there, and a prepared gradient alone survives that the logits are modified between forward and backward. A large loss of
+which that is seen is always prepared from then on.
 
 Note [Told by the device]
 Of a ``grad_output`` on a GPU the host learns without waiting: the device copies it to pinned memory when it comes to
@@ -30,7 +29,7 @@ from . import placement
 
 __all__ = ["FOR_ONE", "Expectation", "expectation_of"]
 
-_FEWEST_ELEMENTS = 1 << 10
+_TINY_ELEMENTS = 1 << 10  # so few that a key of their shape would be seen in the time of a call
 _SMALL_ELEMENTS = 1 << 16
 _SMALL_ELEMENTS_ON_DEVICE = 1 << 22  # a sweep over them is hardly longer than the copy of grad_output
 _FIRST_ANSWERS = 4
@@ -116,10 +115,12 @@ def expectation_of(input: Tensor, reduction: int, kind: str) -> Expectation:
     """
     on_host = placement.is_on_host(input)
     size = input.numel()
-    if reduction == 0 or size < (_FEWEST_ELEMENTS if on_host else _SMALL_ELEMENTS_ON_DEVICE):
+    if reduction == 0 or not (on_host or size >= _SMALL_ELEMENTS_ON_DEVICE):
         return FOR_ONE
     is_small = size < _SMALL_ELEMENTS
-    key = (kind, reduction, input.dtype, input.device, is_small, input.shape[1:] if input.dim() > 1 else ())
+    key: tuple[Any, ...] = (kind, reduction, input.dtype)
+    if size >= _TINY_ELEMENTS:
+        key = (*key, input.device, is_small, input.shape[1:] if input.dim() > 1 else ())
     expectation = _expectations.get(key)
     if expectation is None:
         if len(_expectations) >= _MOST_LOSSES:

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from ..operators.registration import refusal_of_reduction
 from ..route_log import BY_CLASSES, BY_ROWS
-from ..routing import are_transforms_active, is_served, reason_of_surroundings, without_waiting_wrapper
+from ..routing import are_transforms_active, is_compiling, is_served, reason_of_surroundings, without_waiting_wrapper
 from . import dtensor_classes, dtensor_rows
 
 __all__ = ["Way", "way_of_dtensors"]
@@ -64,7 +64,7 @@ def way_of_dtensors(
 
 
 def _reason_of_surroundings() -> str | None:
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return "a graph cannot hold the call"
     if are_transforms_active():
         return "DTensors under a transform are torch's"

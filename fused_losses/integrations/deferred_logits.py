@@ -17,10 +17,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
-from ..autograd.eager import saves_through_hooks
 from ..functional import cross_entropy, linear_cross_entropy
 from ..operators.composite import pulled_back
-from ..routing import HALF_DTYPES, are_transforms_active
+from ..operators.versions import saves_through_hooks
+from ..routing import HALF_DTYPES, are_transforms_active, is_compiling
 from ..torch_losses import torch_function
 
 __all__ = ["DeferredLogits", "DeferringLinear", "float32_cross_entropy"]
@@ -125,7 +125,7 @@ class _Deferral:
         """That nothing happened to those that were made, of which others know nothing."""
         if self.view is not None:
             self.view.of.check_logits()
-        if self.logits is None or torch.compiler.is_compiling():
+        if self.logits is None or is_compiling():
             return
         if self.logits._version or _has_hooks(self.logits):
             raise RuntimeError(
@@ -348,7 +348,7 @@ class DeferringLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if self.training and torch.is_grad_enabled() and not is_compiling():
             keep_weight = getattr(self, "set_reshard_after_forward", None)  # where fully_shard was given this layer
             if keep_weight is not None:
                 keep_weight(False, recurse=False)  # the loss is yet to read it

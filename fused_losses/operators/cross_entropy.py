@@ -38,6 +38,7 @@ from .class_axis import (
 from .composite import other_gradients, second_gradients
 from .registration import MEAN, NONE, REDUCTION_NAMES, Operator, call
 from .row_terms import RowTerms, composite_with_terms, has_terms
+from .versions import check_versions, remember_versions
 
 _MOST_STRIDED_CLASSES = 2**31 - 1
 
@@ -158,6 +159,7 @@ def _save_with_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tenso
     _, statistics = output
     ctx.mark_non_differentiable(statistics)
     ctx.set_materialize_grads(False)
+    remember_versions(statistics, inputs[0])
     ctx.save_for_backward(statistics, *inputs[:3])  # in the order of CrossEntropyFunction: see there
     ctx.options = inputs[3:]
 
@@ -166,6 +168,7 @@ def _differentiate_with_statistics(ctx: Any, grad_output: Tensor | None, _: Tens
     if grad_output is None:
         return (None,) * (3 + len(ctx.options))
     statistics, *arguments = ctx.saved_tensors
+    check_versions(statistics, arguments[0])
     return _gradients(ctx, grad_output, arguments, statistics)
 
 
@@ -188,16 +191,10 @@ def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None,
     dim = class_dim(logits.shape)
     for_scale = for_logits = None
     if wants_scale:
-        of_one = call(
-            "cross_entropy_backward",
-            torch.ones_like(grad_output),
-            logits,
-            target,
-            class_weight,
-            statistics,
-            *ctx.options,
-        )
-        products = direction * of_one
+        # Of 16 bits, the gradient of a mean and its products may be too small to be told from 0.
+        exact = (t.to(dtype) if t is not None and t.is_floating_point() else t for t in (logits, target, class_weight))
+        of_one = call("cross_entropy_backward", torch.ones_like(grad_output), *exact, statistics, *ctx.options)
+        products = direction.to(dtype) * of_one
         for_scale = products.sum(dim, dtype=dtype) if reduction == NONE else products.sum(dtype=dtype)
         for_scale = for_scale.to(grad_output.dtype)
     if wants_logits:

@@ -104,30 +104,31 @@ def _differentiate_prepared(
     return (gradient, *others, None)
 
 
-def _differentiate_backward(
+def differentiate_backward(
     backward: str,
     composite: Callable[..., Tensor],
     second_derivative: Callable[..., Tensor],
     ctx: Any,
     direction: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    (reduction,) = ctx.options
+    reduction = ctx.options[-1]
     grad_output, *tensors = ctx.saved_tensors
     input = tensors[0]
+    others = [None] * len(ctx.options)
     if any(ctx.needs_input_grad[2:]):
         arguments = (grad_output, *tensors)
-        return (*second_gradients(ctx, lambda *aliases: composite(reduction, *aliases), arguments, direction), None)
+        return (*second_gradients(ctx, partial(composite, *ctx.options), arguments, direction), *others)
     dtype = accumulation_dtype(input.dtype)
+    exact = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
     for_grad_output = for_input = None
     if ctx.needs_input_grad[0]:
-        products = direction * call(backward, torch.ones_like(grad_output), *tensors, reduction)
+        products = direction.to(dtype) * call(backward, torch.ones_like(grad_output, dtype=dtype), *exact, *ctx.options)
         for_grad_output = products if reduction == NONE else products.sum(dtype=dtype)
         for_grad_output = for_grad_output.to(grad_output.dtype)
     if ctx.needs_input_grad[1]:
         scale = grad_output.to(dtype) / (input.numel() if reduction == MEAN else 1)
-        exact = (None if tensor is None else tensor.to(dtype) for tensor in tensors)
-        for_input = second_derivative(direction * scale, *exact).to(input.dtype)
-    return (for_grad_output, for_input, *[None] * len(tensors))
+        for_input = second_derivative(direction * scale, *exact, *ctx.options[:-1]).to(input.dtype)
+    return (for_grad_output, for_input, *[None] * (len(tensors) - 1), *others)
 
 
 # Batching: the batch is one axis more, and each sample is reduced on its own afterwards.
@@ -201,7 +202,7 @@ def operators_of(
         f"{loss}_prepared_backward": Operator(fake=fake_backward),
         backward: Operator(
             fake=fake_backward,
-            derivative=partial(_differentiate_backward, backward, composite, second_derivative),
+            derivative=partial(differentiate_backward, backward, composite, second_derivative),
             batch=partial(_batch_backward, backward),
             num_linear=1,
         ),

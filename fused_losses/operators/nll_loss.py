@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..routing import is_under_transform
+from ..routing import is_compiling, is_under_transform
 from ..torch_losses import torch_function
 from .batching import batch_first, call_one_by_one, reduce_stack, spread_stack
 from .class_axis import (
@@ -98,7 +98,7 @@ def _differentiate_loss(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, .
 
 def constant_of(input: Tensor, gradient: Tensor) -> Tensor:
     """A gradient that does not depend on the input it is the gradient for: its derivative is zeros, not nothing."""
-    if is_under_transform() or torch.compiler.is_compiling():
+    if is_under_transform() or is_compiling():
         return torch.where(torch.ones((), dtype=torch.bool, device=input.device), gradient, input)
     constant: Tensor = _ConstantOf.apply(gradient, input)  # type: ignore[no-untyped-call]
     return constant

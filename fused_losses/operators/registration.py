@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..routing import is_under_transform
+from ..routing import has_dispatch_modes, is_compiling, is_under_transform
 
 __all__ = [
     "MEAN",
@@ -89,6 +89,7 @@ class Operator:
 
 _place = threading.local()
 _functions: dict[str, type[torch.autograd.Function]] = {}
+_eager: dict[str, Callable[..., Any]] = {}  # what ``apply`` does where there is no transform
 
 
 def register(namespace: str, name: str, operator: Operator) -> None:
@@ -99,7 +100,8 @@ def register(namespace: str, name: str, operator: Operator) -> None:
     if operator.batch is not None:
         torch.library.register_vmap(qualified_name, _among_operators(operator.batch))
     if operator.derivative is not None and operator.batch is not None:
-        _functions[name] = _function(name, operator)
+        _functions[name] = function = _function(name, operator)
+        _eager[name] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def _among_operators(batch: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
@@ -126,6 +128,12 @@ def _function(name: str, operator: Operator) -> type[torch.autograd.Function]:
         ctx.set_materialize_grads(False)
         ctx.save_for_forward(*_leading_tensors(inputs))
 
+    def pull_back(ctx: Any, *grad_outputs: Tensor | None) -> Any:
+        if all(grad is None for grad in grad_outputs):
+            return (None,) * len(ctx.needs_input_grad)
+        assert operator.derivative is not None
+        return operator.derivative(ctx, *grad_outputs)
+
     def push_forward(ctx: Any, *tangents: Tensor | None) -> Any:
         of_linear, of_others = tangents[: operator.num_linear], tangents[operator.num_linear :]
         if any(tangent is not None for tangent in of_others):
@@ -135,7 +143,7 @@ def _function(name: str, operator: Operator) -> type[torch.autograd.Function]:
     parts = {
         "forward": forward,
         "setup_context": save if operator.num_linear else operator.save,
-        "backward": operator.derivative,
+        "backward": pull_back,
         "vmap": operator.batch,
         "jvp": push_forward if operator.num_linear else None,
     }
@@ -145,6 +153,9 @@ def _function(name: str, operator: Operator) -> type[torch.autograd.Function]:
 
 def call(name: str, *arguments: Any) -> Any:
     """The operator, differentiable and batchable wherever this is called. See Note [Two registrations]."""
-    if not torch.compiler.is_compiling() and is_under_transform() and not getattr(_place, "is_among_operators", False):
-        return _functions[name].apply(*arguments)  # type: ignore[no-untyped-call]
+    if name in _functions and not (getattr(_place, "is_among_operators", False) or is_compiling()):
+        if is_under_transform():
+            return _functions[name].apply(*arguments)  # type: ignore[no-untyped-call]
+        if not has_dispatch_modes():
+            return _eager[name](*arguments)
     return getattr(_ops, name)(*arguments)

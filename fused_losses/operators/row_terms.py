@@ -70,12 +70,15 @@ def check_token_weight(token_weight: Tensor | None, sizes: Sequence[int]) -> Non
 
 def has_terms(options: Sequence[float]) -> bool:
     """Whether the operators' trailing options are other than their defaults, which a graph may spell out."""
-    return bool(options) and tuple(options) != RowTerms()
+    if not options:
+        return False
+    logit_scale, softcap, lse_square_scale, focal_gamma = options  # one by one: Dynamo may hold symbols for them
+    return logit_scale != 1 or softcap != 0 or lse_square_scale != 0 or focal_gamma != 0
 
 
 def refusal(logits: Tensor, terms: RowTerms) -> str | None:
     """Why the kernels do not compute these terms of a row, or ``None``."""
-    if terms == RowTerms():
+    if not has_terms(terms):
         return None
     return refusal_of_scales(logits, terms.logit_scale, terms.softcap)
 

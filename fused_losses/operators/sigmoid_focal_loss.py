@@ -11,12 +11,12 @@ from torch import Tensor
 from ..torch_losses import torch_function
 from .batching import batch_first, reduce_stack, spread_stack
 from .class_axis import accumulation_dtype
-from .composite import other_gradients, second_gradients
-from .elementwise import fake_backward, fake_loss
+from .composite import other_gradients
+from .elementwise import differentiate_backward, fake_backward, fake_loss
 from .elementwise import refusal as refusal_of_elementwise
 from .registration import MEAN, NONE, Operator, call
 
-_Options = tuple[float, float, int]  # alpha (-1: none), gamma, reduction
+# Options are alpha (-1: none), gamma and the reduction.
 
 
 def refusal(logits: Tensor, target: Tensor) -> str | None:
@@ -24,9 +24,8 @@ def refusal(logits: Tensor, target: Tensor) -> str | None:
     return refusal_of_elementwise(logits, target.dtype, target)
 
 
-def composite(options: _Options, logits: Tensor, target: Tensor) -> Tensor:
+def composite(alpha: float, gamma: float, reduction: int, logits: Tensor, target: Tensor) -> Tensor:
     """The loss by torch's own operators, computed in the type of computation."""
-    alpha, gamma, reduction = options
     dtype = accumulation_dtype(torch.promote_types(logits.dtype, target.dtype))
     x, y = logits.to(dtype), target.to(dtype)
     losses = torch_function("binary_cross_entropy_with_logits")(x, y, reduction="none")
@@ -44,13 +43,27 @@ def composite(options: _Options, logits: Tensor, target: Tensor) -> Tensor:
 def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     gradient = call("sigmoid_focal_loss_backward", grad_output, *tensors, *ctx.options)
-    others = other_gradients(ctx, partial(composite, ctx.options), tensors, grad_output)
+    others = other_gradients(ctx, partial(composite, *ctx.options), tensors, grad_output)
     return (gradient, *others, None, None, None)
 
 
-def _differentiate_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
-    found = second_gradients(ctx, partial(composite, ctx.options), ctx.saved_tensors, direction)
-    return (*found, None, None, None)
+def _second_derivative(factor: Tensor, x: Tensor, y: Tensor, alpha: float, gamma: float) -> Tensor:
+    r"""Of ``a q^\gamma b`` with the binary cross-entropy ``b`` and ``q = \sigma(x) (1 - y) + \sigma(-x) y``, by
+    ``r = q' / q``: ``a q^\gamma (\gamma (\gamma - 1) r^2 b + \gamma q'' / q b + 2 \gamma r b' + b'')``. Nothing is the
+    complement of something near 1."""
+    tiny = torch.finfo(x.dtype).tiny
+    of_positive, of_negative = torch.sigmoid(x).clamp(min=tiny), torch.sigmoid(-x).clamp(min=tiny)
+    slope = of_positive * (1 - y) - of_negative * y
+    second = of_positive * of_negative
+    if gamma:
+        loss = torch_function("binary_cross_entropy_with_logits")(x, y, reduction="none")
+        left = of_positive * (1 - y) + of_negative * y
+        ratio = (1 - 2 * y) / (y / of_positive + (1 - y) / of_negative)
+        bend = (gamma - 1) * ratio * ratio + (of_negative - of_positive) * ratio
+        second = left**gamma * (gamma * (bend * loss + 2 * ratio * slope) + second)
+    if alpha >= 0:
+        second = second * (alpha * y + (1 - alpha) * (1 - y))
+    return factor * second
 
 
 def _batch(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
@@ -76,6 +89,9 @@ def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any)
 OPERATORS = {
     "sigmoid_focal_loss": Operator(fake=fake_loss, derivative=_differentiate, batch=_batch),
     "sigmoid_focal_loss_backward": Operator(
-        fake=fake_backward, derivative=_differentiate_backward, batch=_batch_backward, num_linear=1
+        fake=fake_backward,
+        derivative=partial(differentiate_backward, "sigmoid_focal_loss_backward", composite, _second_derivative),
+        batch=_batch_backward,
+        num_linear=1,
     ),
 }

@@ -15,6 +15,7 @@ from .class_axis import FLOAT_DTYPES, INDEX_DTYPES, accumulation_dtype, is_count
 from .composite import differentiable_gradient, needed_gradients, pulled_back
 from .logit_transform import LogitTransform, refusal_of_scales
 from .registration import Operator, call
+from .versions import check_versions, remember_versions
 
 _Options = tuple[float, float, int]  # logit_scale, softcap (0: none), ignore_index
 _NUM_SAVED = 4
@@ -77,6 +78,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     *_, argmax, saved = output
     ctx.mark_non_differentiable(argmax, saved)
     ctx.set_materialize_grads(False)
+    remember_versions(saved, logits)
     ctx.save_for_backward(logits, target, saved)
     ctx.options = tuple(options)
 
@@ -85,7 +87,9 @@ def _differentiate(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | Non
     grads = grad_outputs[:3]
     if all(grad is None for grad in grads):
         return (None,) * 5
-    gradient = call("token_statistics_backward", *grads, *ctx.saved_tensors, *ctx.options)
+    logits, target, saved = ctx.saved_tensors
+    check_versions(saved, logits)
+    gradient = call("token_statistics_backward", *grads, logits, target, saved, *ctx.options)
     return (gradient, None, None, None, None)
 
 

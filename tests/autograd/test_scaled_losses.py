@@ -202,7 +202,6 @@ def test_logits_overwritten_before_the_backward_of_a_small_loss_whose_scale_chan
 
 @pytest.fixture
 def no_loss_is_small(monkeypatch):
-    monkeypatch.setattr(scale_history, "_FEWEST_ELEMENTS", 0)
     monkeypatch.setattr(scale_history, "_SMALL_ELEMENTS", 0)
     monkeypatch.setattr(scale_history, "_SMALL_ELEMENTS_ON_DEVICE", 0)
 
