@@ -56,7 +56,8 @@ def _second_derivative(factor: Tensor, x: Tensor, y: Tensor, alpha: float, gamma
     slope = of_positive * (1 - y) - of_negative * y
     second = of_positive * of_negative
     if gamma:
-        loss = torch_function("binary_cross_entropy_with_logits")(x, y, reduction="none")
+        log_sigmoid = torch.nn.functional.logsigmoid
+        loss = -y * log_sigmoid(x) - (1 - y) * log_sigmoid(-x)
         left = of_positive * (1 - y) + of_negative * y
         ratio = (1 - 2 * y) / (y / of_positive + (1 - y) / of_negative)
         bend = (gamma - 1) * ratio * ratio + (of_negative - of_positive) * ratio

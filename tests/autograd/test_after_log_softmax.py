@@ -88,7 +88,8 @@ def test_one_row_without_a_batch(device):
 
 def test_without_a_gradient():
     logits, target = torch.randn(6, 5), torch.randint(0, 5, (6,))
-    operators, loss = operators_and_loss(lambda z, y: nll_loss(F.log_softmax(z, 1), y), logits, target)
+    with torch.no_grad():
+        operators, loss = operators_and_loss(lambda z, y: nll_loss(F.log_softmax(z, 1), y), logits, target)
     assert operators == ["fused_losses.cross_entropy_forward.default"]
     torch.testing.assert_close(loss, F.cross_entropy(logits, target))
 
@@ -185,7 +186,7 @@ def test_written_log_probabilities():
         return nll_loss(log_p, target)
 
     operators, loss = operators_and_loss(program, torch.randn(5, 5), torch.zeros(5, dtype=torch.long))
-    assert operators == ["fused_losses.nll_loss_forward.default"]
+    assert operators == TWO
     assert loss == 1
 
 
@@ -195,7 +196,7 @@ def test_constant_log_probabilities_stay_constant():
             log_p = F.log_softmax(z, 1)
         return loss(log_p, target) + z.sum()
 
-    check(*both(program), torch.randn(5, 5), torch.randint(0, 5, (5,)), ["fused_losses.nll_loss_forward.default"])
+    check(*both(program), torch.randn(5, 5), torch.randint(0, 5, (5,)), TWO)
 
 
 def test_every_operator_that_writes_is_known():

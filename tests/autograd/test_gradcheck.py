@@ -180,3 +180,32 @@ def test_second_gradient_of_nll_loss_is_zero(reduction, device):
     (gradient,) = torch.autograd.grad(NLL_LOSS.ours(x, target, reduction=reduction).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(gradient.sum(), x)
     assert torch.equal(second, torch.zeros_like(input))
+
+
+@pytest.mark.parametrize("target_dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, BINARY_CROSS_ENTROPY_WITH_LOGITS], ids=repr)
+def test_the_derivative_for_a_learned_scale_of_a_float16_loss(loss, reduction, target_dtype, device):
+    """Products of small gradients would be 0 in float16."""
+    shape = (64, 1000)
+    input = sample_input(loss, shape, torch.float16, device)
+    target = sample_class_probabilities(shape, target_dtype, device).to(target_dtype)
+
+    def penalty(dtype):
+        x, scale = leaf(input.to(dtype)), torch.ones((), dtype=torch.float64, device=device, requires_grad=True)
+        y = target.double() if dtype == torch.float64 else target
+        function = loss.torchs if dtype == torch.float64 else loss.ours
+        value = function(x, y, reduction=reduction).double() * scale
+        (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        return torch.autograd.grad(gradient.double().square().sum(), scale)[0]
+
+    torch.testing.assert_close(penalty(torch.float16), penalty(torch.float64), rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_a_graph_of_a_backward_is_not_made_by_the_library(loss, device):
+    """torch.library's functions take a tenth of a millisecond a call, which is what a small loss takes."""
+    input, target = sample(loss, device=device)
+    x = leaf(input)
+    (gradient,) = torch.autograd.grad(loss.ours(x, target), x, create_graph=True)
+    assert gradient.requires_grad and "Generated" not in type(gradient.grad_fn).__name__

@@ -10,6 +10,8 @@ import torch
 from losses import LOSSES, sample
 from parity import run
 
+import fused_losses
+
 NUM_THREADS = 4
 SECONDS_FOR_A_CHILD = 60  # it needs milliseconds; a deadlock after the fork is what is looked for
 
@@ -96,3 +98,28 @@ def test_data_loader_worker(loss):
     expected = torch.stack([rows[row] for row in range(len(rows))])
     (batch,) = torch.utils.data.DataLoader(rows, batch_size=8, num_workers=1, timeout=SECONDS_FOR_A_CHILD)
     assert torch.equal(batch, expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_transforms_while_another_thread_compiles(loss):
+    """Torch's flag of a compilation is one of the process."""
+    input, target = sample(loss)
+    torchs_flag = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        for transform in (
+            lambda of: torch.func.jvp(of, (input,), (torch.ones_like(input),))[1],
+            lambda of: torch.func.grad(of)(input),
+            lambda of: torch.func.vmap(torch.func.grad(lambda x: of(x[None])))(input) if not loss.by_class else None,
+            lambda of: torch.func.hessian(of)(input),
+        ):
+            ours, torchs = (
+                transform(lambda x, f=f: f(x, target if x.shape == input.shape else target[:1]))
+                for f in (loss.ours, loss.torchs)
+            )
+            torch.testing.assert_close(ours, torchs)
+        fused_losses.routes(reset=True)
+        loss.ours(input.clone().requires_grad_(), target).backward()
+        assert list(fused_losses.routes()[loss.name]) == ["kernel"]
+    finally:
+        torch.compiler._is_compiling_flag = torchs_flag

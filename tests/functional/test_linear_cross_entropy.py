@@ -844,3 +844,12 @@ def test_the_weight_of_an_ignored_row_has_no_part():
     ]
     assert losses[0].isfinite()
     torch.testing.assert_close(*losses)
+
+
+def test_weights_of_several_heads_in_a_graph_of_any_size():
+    """Of sizes that Dynamo holds symbols for."""
+    torch.compiler.reset()
+    compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True, dynamic=True)
+    for heads in (3, 4):
+        x, weight, target = torch.randn(7, 8), torch.randn(5, heads, 8), torch.randint(5, (7, heads))
+        torch.testing.assert_close(compiled(x, weight, target), linear_cross_entropy(x, weight, target))

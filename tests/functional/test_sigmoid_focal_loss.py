@@ -157,3 +157,21 @@ def test_a_scale_that_is_to_be_learned_has_its_gradient(device):
     expected = torch.autograd.grad(reference(inputs, targets, alpha, gamma, "mean"), (alpha, gamma))
     for found, wanted in zip(torch.autograd.grad(loss, (alpha, gamma)), expected, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.5])
+def test_second_derivatives_of_confident_logits(device, gamma):
+    """On either side they are small, and no difference of numbers near 1."""
+    x = torch.tensor([-80.0, -17.0, -8.0, -1.0, 0.0, 0.5, 6.0, 12.0, 15.0, 17.0, 40.0]).repeat(3)
+    y = torch.tensor([0.0, 1.0, 0.3]).repeat_interleave(11)
+
+    def second(function, dtype):
+        leaf = x.to(device, dtype).requires_grad_()
+        (gradient,) = torch.autograd.grad(function(leaf, y.to(leaf), gamma=gamma).sum(), leaf, create_graph=True)
+        return torch.autograd.grad(gradient.sum(), leaf)[0].cpu()
+
+    exact = second(sigmoid_focal_loss, torch.float64)
+    torch.testing.assert_close(second(sigmoid_focal_loss, torch.float32).double(), exact, rtol=1e-5, atol=1e-37)
+    is_moderate = x.abs() < 13
+    of_torch = second(reference, torch.float64)
+    torch.testing.assert_close(exact[is_moderate], of_torch[is_moderate], rtol=1e-9, atol=1e-12)
