@@ -66,24 +66,24 @@ LOG_SOFTMAX = {
 
 @pytest.mark.parametrize("form", LOG_SOFTMAX)
 @pytest.mark.parametrize("sizes", [(6, 5), (2, 4, 3, 3)])
-def test_every_form_is_joined(form, sizes, device):
+def test_every_form_is_joined(form, sizes):
     program = both(lambda loss, z, target: loss(LOG_SOFTMAX[form](z * 2), target))
-    target = torch.randint(0, sizes[1], (sizes[0], *sizes[2:]), device=device)
-    check(*program, torch.randn(sizes, device=device), target, JOINED)
+    target = torch.randint(0, sizes[1], (sizes[0], *sizes[2:]))
+    check(*program, torch.randn(sizes), target, JOINED)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_options(reduction, weighted, device):
-    weight = torch.rand(5, device=device) if weighted else None
+def test_options(reduction, weighted):
+    weight = torch.rand(5) if weighted else None
     options = {"weight": weight, "ignore_index": 1, "reduction": reduction}
     program = both(lambda loss, z, target: loss(F.log_softmax(z, 1), target, **options))
-    check(*program, torch.randn(7, 5, device=device), torch.tensor([0, 1, 2, 3, 4, 1, 0], device=device), JOINED)
+    check(*program, torch.randn(7, 5), torch.tensor([0, 1, 2, 3, 4, 1, 0]), JOINED)
 
 
-def test_one_row_without_a_batch(device):
+def test_one_row_without_a_batch():
     program = both(lambda loss, z, target: loss(F.log_softmax(z, 0), target))
-    check(*program, torch.randn(5, device=device), torch.tensor(3, device=device), JOINED)
+    check(*program, torch.randn(5), torch.tensor(3), JOINED)
 
 
 def test_without_a_gradient():
