@@ -6,7 +6,7 @@
 // ProbabilityFormula asks no more than that they are at most -100 at log 0.
 #pragma once
 
-#include "binary_cross_entropy.h"
+#include "elementwise.h"
 #include "host_device.h"
 
 namespace fused_losses {
@@ -108,7 +108,7 @@ struct FocalFormula {
 
 // A formula with what it takes of the call.
 template <class Formula>
-FUSED_LOSSES_HOST_DEVICE inline Formula formula_of(const BinaryCrossEntropyParams& params) {
+FUSED_LOSSES_HOST_DEVICE inline Formula formula_of(const ElementwiseParams& params) {
   if constexpr (kSameType<Formula, FocalFormula>) {
     return {params.focal_alpha, params.focal_gamma};
   } else {

@@ -5,7 +5,7 @@
 
 namespace fused_losses::cpu::FUSED_LOSSES_CAPABILITY {
 
-void binary_cross_entropy(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+void binary_cross_entropy(const ElementwiseParams& params, int64_t block_begin, int64_t block_end) {
   elementwise_loss<ProbabilityFormula>(params, block_begin, block_end);
 }
 

@@ -6,7 +6,7 @@
 
 namespace fused_losses::cpu::FUSED_LOSSES_CAPABILITY {
 
-void binary_cross_entropy_with_logits(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+void binary_cross_entropy_with_logits(const ElementwiseParams& params, int64_t block_begin, int64_t block_end) {
   const FlushToZero flush;
   elementwise_loss<LogitFormula>(params, block_begin, block_end);
 }

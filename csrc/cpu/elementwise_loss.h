@@ -2,11 +2,11 @@
 // written once. Broadcast weights are laid out chunk by chunk in the first-level cache.
 #pragma once
 
-#include "../core/binary_cross_entropy.h"
 #include "../core/binary_cross_entropy_formulas.h"
 #include "../core/blocks.h"
 #include "../core/compensated_sum.h"
 #include "../core/dtype_dispatch.h"
+#include "../core/elementwise.h"
 #include "vec_math.h"
 
 namespace fused_losses::cpu {
@@ -134,7 +134,7 @@ class ElementwiseKernel {
   using Chunks = typename ChunksIf<A, kWeighted>::type;
 
  public:
-  explicit ElementwiseKernel(const BinaryCrossEntropyParams& params)
+  explicit ElementwiseKernel(const ElementwiseParams& params)
       : params_(params),
         formula_(formula_of<Formula>(params)),
         scale_(static_cast<A>(params.gradient_scale)),
@@ -267,7 +267,7 @@ class ElementwiseKernel {
     return result;
   }
 
-  const BinaryCrossEntropyParams& params_;
+  const ElementwiseParams& params_;
   Formula formula_;
   A scale_;
   UnsignedVec<A> largest_bits_{};
@@ -278,7 +278,7 @@ class ElementwiseKernel {
 };
 
 template <class Formula, class T, class U, bool kWeighted>
-void by_mode(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+void by_mode(const ElementwiseParams& params, int64_t block_begin, int64_t block_end) {
   ElementwiseKernel<Formula, T, U, kWeighted> kernel(params);
   switch (params.mode) {
     case ElementwiseMode::Loss:
@@ -291,7 +291,7 @@ void by_mode(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_
 }
 
 template <class Formula, class T, class U>
-void by_weight(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+void by_weight(const ElementwiseParams& params, int64_t block_begin, int64_t block_end) {
   if constexpr (Formula::kTakesWeights) {
     if (params.weight.data != nullptr || params.pos_weight.data != nullptr) {
       return by_mode<Formula, T, U, true>(params, block_begin, block_end);
@@ -302,13 +302,13 @@ void by_weight(const BinaryCrossEntropyParams& params, int64_t block_begin, int6
 
 // 16-bit inputs come with targets of their own type or, from mixed precision, with float32 targets.
 template <class Formula, class T>
-void by_target_type(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+void by_target_type(const ElementwiseParams& params, int64_t block_begin, int64_t block_end) {
   if (params.target_dtype == params.dtype) return by_weight<Formula, T, T>(params, block_begin, block_end);
   if constexpr (sizeof(T) == 2) by_weight<Formula, T, float>(params, block_begin, block_end);
 }
 
 template <class Formula>
-void elementwise_loss(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+void elementwise_loss(const ElementwiseParams& params, int64_t block_begin, int64_t block_end) {
   by_dtype(params.dtype,
            [&](auto element) { by_target_type<Formula, decltype(element)>(params, block_begin, block_end); });
 }

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "../core/binary_cross_entropy.h"
 #include "../core/cross_entropy.h"
+#include "../core/elementwise.h"
 #include "../core/index_target.h"
 #include "../core/nll_loss.h"
 #include "../core/token_statistics.h"
@@ -33,7 +33,7 @@ constexpr int64_t kMaxTransformedClasses = int64_t(1) << 19;
 // A kernel works on a range of blocks; blocks have a fixed size, so that sums do not depend on the number of threads.
 using CrossEntropyKernel = void(const CrossEntropyParams&, int64_t block_begin, int64_t block_end);
 using NLLLossKernel = void(const NLLLossParams&, int64_t block_begin, int64_t block_end);
-using BinaryCrossEntropyKernel = void(const BinaryCrossEntropyParams&, int64_t block_begin, int64_t block_end);
+using BinaryCrossEntropyKernel = void(const ElementwiseParams&, int64_t block_begin, int64_t block_end);
 using TokenStatisticsKernel = void(const TokenStatisticsParams&, int64_t block_begin, int64_t block_end);
 // `slopes`, the derivatives of tanh at the units, are null where nobody needs them, and without a softcap.
 using LogitUnitsKernel = void(const UnitTransform&, DType, const void* logits, void* units, void* slopes,

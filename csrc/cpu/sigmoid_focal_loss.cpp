@@ -6,7 +6,7 @@
 
 namespace fused_losses::cpu::FUSED_LOSSES_CAPABILITY {
 
-void sigmoid_focal_loss(const BinaryCrossEntropyParams& params, int64_t block_begin, int64_t block_end) {
+void sigmoid_focal_loss(const ElementwiseParams& params, int64_t block_begin, int64_t block_end) {
   const FlushToZero flush;
   elementwise_loss<FocalFormula>(params, block_begin, block_end);
 }

@@ -4,8 +4,8 @@
 // broadcast come from the caches.
 #pragma once
 
-#include "../core/binary_cross_entropy.h"
 #include "../core/binary_cross_entropy_formulas.h"
+#include "../core/elementwise.h"
 #include "launch.h"
 #include "launch_bounds.h"
 #include "packet.h"
@@ -244,7 +244,7 @@ constexpr int elementwise_registers() {
 template <class T, class U, class Formula, bool kWeighted>
 __global__ void __launch_bounds__(kElementwiseThreads,
                                   min_blocks(kElementwiseThreads, elementwise_registers<T, Formula, kWeighted>()))
-    elementwise_loss_kernel(const __grid_constant__ BinaryCrossEntropyParams params) {
+    elementwise_loss_kernel(const __grid_constant__ ElementwiseParams params) {
   using A = Accumulation<T>;
   constexpr int kCount = kPacketElements<T>;
   A scale = static_cast<A>(params.gradient_scale);
@@ -328,7 +328,7 @@ __global__ void __launch_bounds__(kElementwiseThreads,
 }
 
 template <class T, class U, class Formula>
-int64_t launch_elementwise(const BinaryCrossEntropyParams& params, Stream stream) {
+int64_t launch_elementwise(const ElementwiseParams& params, Stream stream) {
   const int64_t blocks = blocks_for(params.num_elements, int64_t(kElementwiseThreads) * kPacketElements<T>);
   auto kernel = elementwise_loss_kernel<T, U, Formula, false>;
   if constexpr (Formula::kTakesWeights) {
@@ -341,7 +341,7 @@ int64_t launch_elementwise(const BinaryCrossEntropyParams& params, Stream stream
 
 // Targets have the input's type, or float32 beside a 16-bit input.
 template <class Formula>
-int64_t elementwise_loss(const BinaryCrossEntropyParams& params, Stream stream) {
+int64_t elementwise_loss(const ElementwiseParams& params, Stream stream) {
   switch (params.dtype) {
     case DType::Float32:
       return launch_elementwise<float, float, Formula>(params, stream);

@@ -2,8 +2,8 @@
 // operators are compiled by the host compiler.
 #pragma once
 
-#include "../core/binary_cross_entropy.h"
 #include "../core/cross_entropy.h"
+#include "../core/elementwise.h"
 #include "../core/nll_loss.h"
 #include "../core/token_statistics.h"
 
@@ -17,9 +17,9 @@ constexpr int64_t kMaxBlockSums = 8192;
 // Each writes params.block_losses and returns how many partial sums these are.
 int64_t cross_entropy(const CrossEntropyParams& params, Stream stream);
 int64_t nll_loss(const NLLLossParams& params, Stream stream);
-int64_t binary_cross_entropy(const BinaryCrossEntropyParams& params, Stream stream);
-int64_t binary_cross_entropy_with_logits(const BinaryCrossEntropyParams& params, Stream stream);
-int64_t sigmoid_focal_loss(const BinaryCrossEntropyParams& params, Stream stream);
+int64_t binary_cross_entropy(const ElementwiseParams& params, Stream stream);
+int64_t binary_cross_entropy_with_logits(const ElementwiseParams& params, Stream stream);
+int64_t sigmoid_focal_loss(const ElementwiseParams& params, Stream stream);
 
 // The statistics of rows of contiguous classes or, where params.gradient is not null, their gradient.
 void token_statistics(const TokenStatisticsParams& params, Stream stream);

@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "../core/binary_cross_entropy.h"
+#include "../core/elementwise.h"
 #include "tensors.h"
 
 namespace fused_losses {
@@ -20,7 +20,7 @@ class ElementwiseProblem {
  public:
   ElementwiseProblem(const ElementwiseOperands& operands, int64_t reduction);
 
-  BinaryCrossEntropyParams params{};
+  ElementwiseParams params{};
 
   Reduction reduction() const { return reduction_; }
   const Tensor& input() const { return input_; }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
 from ..operators.linear_cross_entropy import empty_gradients
+from ..operators.token_statistics import NUM_SAVED
 from .linear_token_statistics import StatisticsOptions, fused_linear_token_statistics, gradients_of_statistics
 
 __all__ = ["linear_token_statistics_in_a_graph"]
@@ -17,7 +18,6 @@ _TENSORS = "Tensor input, Tensor weight, Tensor? bias, Tensor target"
 _OPTIONS = "float logit_scale, float softcap, SymInt ignore_index"
 _NUM_TENSORS = 4
 _NUM_ARGUMENTS = 7  # tensors and options
-_NUM_SAVED = 4  # for each row, of the operator token_statistics
 
 
 @torch.library.custom_op(
@@ -36,7 +36,7 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *optio
     num_rows, dtype = input.shape[0], accumulation_dtype(input.dtype)
     of_rows = [input.new_empty(num_rows, dtype=dtype) for _ in range(3)]
     argmax = input.new_empty(num_rows, dtype=torch.int64)
-    return (*of_rows, argmax, input.new_empty(_NUM_SAVED, num_rows, dtype=dtype))
+    return (*of_rows, argmax, input.new_empty(NUM_SAVED, num_rows, dtype=dtype))
 
 
 @torch.library.custom_op(

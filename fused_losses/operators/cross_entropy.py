@@ -225,14 +225,14 @@ def _row_scale(
             mass = mass * class_weight.to(dtype).view(-1, *[1] * (logits.dim() - dim - 1))
         scale: Tensor = mass.sum(dim)
         return scale * (grad_output / scale.numel() if reduction == MEAN else grad_output)
-    weights = target_weights(target, class_weight, ignore_index, dtype)
-    smoothed = weights
-    if label_smoothing:  # 0 times an infinite weight is none of its business
-        mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
-        smoothed = weights * (1 - label_smoothing) + label_smoothing * mean_weight
     if reduction == MEAN:
         grad_output = grad_output / mean_denominator(target, class_weight, ignore_index, label_smoothing, logits)
-    return torch.where(is_counted(target, ignore_index), smoothed * grad_output, 0)
+    if class_weight is not None:
+        weights = target_weights(target, class_weight, ignore_index, dtype)
+        if label_smoothing:  # 0 times an infinite weight is none of its business
+            weights = weights * (1 - label_smoothing) + label_smoothing * class_weight.to(dtype).mean()
+        grad_output = weights * grad_output
+    return torch.where(is_counted(target, ignore_index), grad_output, 0)
 
 
 # Batching: a stack of samples is one longer sample, unreduced; each sample is reduced on its own afterwards.

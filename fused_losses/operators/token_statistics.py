@@ -18,7 +18,7 @@ from .registration import Operator, call
 from .versions import check_versions, remember_versions
 
 _Options = tuple[float, float, int]  # logit_scale, softcap (0: none), ignore_index
-_NUM_SAVED = 4
+NUM_SAVED = 4  # for each row, of what the backward needs
 _HAS_CUDA = is_cuda_available()
 
 
@@ -60,7 +60,7 @@ def _fake(
     sizes = logits.shape[:-1]
     log_prob, log_sum_exp, entropy = (logits.new_empty(sizes, dtype=dtype) for _ in range(3))
     argmax = logits.new_empty(sizes, dtype=torch.int64)
-    return log_prob, log_sum_exp, entropy, argmax, logits.new_empty((_NUM_SAVED, math.prod(sizes)), dtype=dtype)
+    return log_prob, log_sum_exp, entropy, argmax, logits.new_empty((NUM_SAVED, math.prod(sizes)), dtype=dtype)
 
 
 def _fake_backward(
@@ -117,7 +117,7 @@ def _batch(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple
     logits, target, *options = arguments
     logits, target = (batch_first(tensor, info, dim) for tensor, dim in zip((logits, target), in_dims, strict=False))
     *results, saved = call("token_statistics", logits, target, *options)
-    return (*results, saved.view(_NUM_SAVED, info.batch_size, -1)), (0, 0, 0, 0, 1)
+    return (*results, saved.view(NUM_SAVED, info.batch_size, -1)), (0, 0, 0, 0, 1)
 
 
 def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:

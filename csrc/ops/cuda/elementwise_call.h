@@ -6,7 +6,7 @@
 
 namespace fused_losses::cuda {
 
-using ElementwiseKernel = int64_t(const BinaryCrossEntropyParams&, Stream);
+using ElementwiseKernel = int64_t(const ElementwiseParams&, Stream);
 
 // One call: the problem, its stream and its kernel.
 class ElementwiseCall : public ElementwiseProblem {

@@ -55,7 +55,7 @@ cpu::CrossEntropyKernel* kernel_for(const CrossEntropyParams& params) {
   return is_transposed ? kernels().cross_entropy_transposed_tiles : kernels().cross_entropy_rows;
 }
 
-int64_t elementwise(cpu::BinaryCrossEntropyKernel* kernel, BinaryCrossEntropyParams params, bool checks_range) {
+int64_t elementwise(cpu::BinaryCrossEntropyKernel* kernel, ElementwiseParams params, bool checks_range) {
   if (params.device_grad_output != nullptr) {
     const double grad_output = read_scalar(params.device_grad_output, params.target_dtype);
     if (params.mode == ElementwiseMode::LossAndGradient && grad_output == 1) return 0;  // made for 1 already
@@ -120,13 +120,13 @@ int64_t nll_loss(const NLLLossParams& call, Stream) {
   return run_blocks(kernels().nll_loss, params, num_blocks);
 }
 
-int64_t binary_cross_entropy(const BinaryCrossEntropyParams& params, Stream) {
+int64_t binary_cross_entropy(const ElementwiseParams& params, Stream) {
   return elementwise(kernels().binary_cross_entropy, params, true);
 }
-int64_t binary_cross_entropy_with_logits(const BinaryCrossEntropyParams& params, Stream) {
+int64_t binary_cross_entropy_with_logits(const ElementwiseParams& params, Stream) {
   return elementwise(kernels().binary_cross_entropy_with_logits, params, false);
 }
-int64_t sigmoid_focal_loss(const BinaryCrossEntropyParams& params, Stream) {
+int64_t sigmoid_focal_loss(const ElementwiseParams& params, Stream) {
   return elementwise(kernels().sigmoid_focal_loss, params, false);
 }
 

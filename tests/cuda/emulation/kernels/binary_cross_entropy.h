@@ -151,7 +151,7 @@ class BinaryCheck {
     total_loss_ += losses_.back();
   }
 
-  int64_t call(const BinaryCrossEntropyParams& parameters) const {
+  int64_t call(const ElementwiseParams& parameters) const {
     switch (case_.loss) {
       case BinaryLoss::Probability:
         return cuda::binary_cross_entropy(parameters, nullptr);
@@ -174,7 +174,7 @@ class BinaryCheck {
   void losses() {
     Array result(format_of(case_.target_dtype), case_.elements, case_.other_past_alignment);
     BlockLosses block_losses;
-    BinaryCrossEntropyParams parameters = parameters_;
+    ElementwiseParams parameters = parameters_;
     parameters.mode = ElementwiseMode::Loss;
     parameters.losses = result.data();
     parameters.block_losses = block_losses.sums();
@@ -187,7 +187,7 @@ class BinaryCheck {
   void with_gradient() {
     Array gradient(format_of(case_.dtype), case_.elements, case_.other_past_alignment);
     BlockLosses block_losses;
-    BinaryCrossEntropyParams parameters = parameters_;
+    ElementwiseParams parameters = parameters_;
     parameters.mode = ElementwiseMode::LossAndGradient;
     parameters.gradient = gradient.data();
     parameters.block_losses = block_losses.sums();
@@ -198,7 +198,7 @@ class BinaryCheck {
   // A grad_output of 1 leaves the gradient as it is.
   void rescale_gradient() {
     Array gradient(format_of(case_.dtype), case_.elements, case_.other_past_alignment);
-    BinaryCrossEntropyParams parameters = parameters_;
+    ElementwiseParams parameters = parameters_;
     parameters.mode = ElementwiseMode::LossAndGradient;
     parameters.gradient = gradient.data();
     const Scalar one(case_.target_dtype, 1);
@@ -215,7 +215,7 @@ class BinaryCheck {
     Array gradient(format_of(case_.dtype), case_.elements, case_.other_past_alignment);
     Array grad_output(format_of(case_.target_dtype), case_.elements, case_.other_past_alignment);
     random_.fill(grad_output, -1, 1);
-    BinaryCrossEntropyParams parameters = parameters_;
+    ElementwiseParams parameters = parameters_;
     parameters.mode = ElementwiseMode::Backward;
     parameters.gradient = gradient.data();
     parameters.grad_output = grad_output.data();
@@ -226,7 +226,7 @@ class BinaryCheck {
   // Last, as it overwrites the input.
   void backward_over_input() {
     const Scalar grad_output(case_.target_dtype, 1.5);
-    BinaryCrossEntropyParams parameters = parameters_;
+    ElementwiseParams parameters = parameters_;
     parameters.mode = ElementwiseMode::Backward;
     parameters.gradient = input_.data();
     parameters.device_grad_output = grad_output.data();
@@ -242,7 +242,7 @@ class BinaryCheck {
   Array target_;
   Array weight_;
   Array pos_weight_;
-  BinaryCrossEntropyParams parameters_;
+  ElementwiseParams parameters_;
 
   double total_loss_ = 0;
   std::vector<double> losses_;

@@ -94,7 +94,7 @@ inline void check_refused_probability(DType dtype, double input, double target) 
   Scalar x(dtype, input);
   Scalar y(dtype, target);
   Scalar loss(dtype);
-  BinaryCrossEntropyParams parameters = {};
+  ElementwiseParams parameters = {};
   parameters.dtype = parameters.target_dtype = dtype;
   parameters.num_elements = 1;
   parameters.input = x.data();

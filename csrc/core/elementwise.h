@@ -20,7 +20,7 @@ struct BroadcastOperand {
 
 enum class ElementwiseMode : int32_t { Loss, LossAndGradient, Backward };
 
-struct BinaryCrossEntropyParams {
+struct ElementwiseParams {
   DType dtype;         // of input and gradient
   DType target_dtype;  // of target, losses and grad_output
   ElementwiseMode mode;
