@@ -64,6 +64,7 @@ HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
 _PLAIN_TYPES = frozenset({Tensor, Parameter, FakeTensor})
 _HAS_CUDA = is_cuda_available()
 
+_is_anything_compiling = torch.compiler.is_compiling
 are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
 _num_function_modes = torch._C._len_torch_function_stack
@@ -73,9 +74,9 @@ _tracing_state = torch._C._get_tracing_state
 def is_compiling() -> bool:
     """Whether this thread traces: torch's flag says it of the process. Who traces is Dynamo, or is below it or below a
     mode."""
-    if torch.compiler.is_dynamo_compiling():
-        return True
-    return torch.compiler.is_compiling() and (TracingContext.try_get() is not None or has_dispatch_modes())
+    return _is_anything_compiling() and (
+        torch.compiler.is_dynamo_compiling() or TracingContext.try_get() is not None or has_dispatch_modes()
+    )
 
 
 def has_overrides(*tensors: Tensor | None) -> bool:

@@ -35,7 +35,8 @@ class TileKernel : private Positions<T, Mass> {
     double loss = 0;
     const bool single_chunk = params_.num_classes <= kChunkClasses;
     if (params_.mode == CrossEntropyMode::Backward) {
-      if (Base::lacks_statistics()) find_statistics_of_ignored();
+      // Of fewer classes no kernel is another one than this.
+      if (!single_chunk && Base::lacks_statistics()) find_statistics_of_ignored();
       if (has_terms_) read_target_logits();
     } else {
       if (params_.mode == CrossEntropyMode::LossAndGradient) {
