@@ -64,6 +64,7 @@ HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
 _PLAIN_TYPES = frozenset({Tensor, Parameter, FakeTensor})
 _HAS_CUDA = is_cuda_available()
 
+_TRACING_MODES = tuple(getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL"))
 _is_anything_compiling = torch.compiler.is_compiling
 are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -73,9 +74,11 @@ _tracing_state = torch._C._get_tracing_state
 
 def is_compiling() -> bool:
     """Whether this thread traces: torch's flag says it of the process. Who traces is Dynamo, or is below it or below a
-    mode."""
+    mode that torch traces with."""
     return _is_anything_compiling() and (
-        torch.compiler.is_dynamo_compiling() or TracingContext.try_get() is not None or has_dispatch_modes()
+        torch.compiler.is_dynamo_compiling()
+        or TracingContext.try_get() is not None
+        or any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING_MODES)
     )
 
 
@@ -228,6 +231,7 @@ def kernel_route() -> str:
 
 
 def has_dispatch_modes() -> bool:
+    """Whether somebody in this thread is shown every operator."""
     return _num_dispatch_modes() > 0
 
 

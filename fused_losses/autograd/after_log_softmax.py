@@ -2,7 +2,7 @@
 
 Inductor fuses torch's own pair into sweeps over the logits that write no log-probabilities; before an operator of ours
 it would write them, and the step would be slower than without us. One operator for both is quicker than either. Two
-operators stay two where something between them may write memory or switches a mode, and where the log-probabilities are
+operators stay two where what stands between them is not known to be pure, and where the log-probabilities are
 of another axis or type; log-probabilities that are read elsewhere, too, are made for those who read them.
 """
 
@@ -32,13 +32,16 @@ _PARAMETERS: dict[Any, tuple[str, ...]] = {
     torch.special.log_softmax: ("input", "dim", "dtype"),
     "log_softmax": ("input", "dim", "dtype"),
 }
-_IN_PLACE = "add and concat floordiv lshift matmul mod mul or pow rshift sub truediv xor"
-_WRITES = {operator.setitem, operator.delitem, *(getattr(operator, f"i{name}") for name in _IN_PLACE.split())}
+# What may stand between the two. Dynamo's graphs are not functional: anything else may write memory or switch a mode.
+_OF_TENSORS = ("argmax", "eq", "exp", "flatten", "mean", "permute", "reshape", "squeeze", "sum", "unsqueeze")
+_PURE_METHODS = {*_OF_TENSORS, "contiguous", "dim", "double", "float", "int", "item", "long", "size", "to", "view"}
+_OPERATORS = (operator.add, operator.eq, operator.getitem, operator.mul, operator.neg, operator.sub, operator.truediv)
+_PURE_FUNCTIONS = {getattr, *_OPERATORS, *(getattr(torch, name) for name in _OF_TENSORS)}
 
 
 @constant_while_tracing
 def join_with_log_softmax() -> None:
-    """Have inductor do it from now on, in any graph; again does nothing."""
+    """Make inductor join them in every graph from now on; calling it again does nothing."""
     _join_when_inductor_comes()
 
 
@@ -48,8 +51,9 @@ def _join_when_inductor_comes() -> None:
 
 
 def _register(passes: ModuleType) -> None:
-    """Among patterns that inductor looks for before it differentiates. Users have but one place for a pass of theirs
-    there, ``pre_grad_custom_pass``, which stays free. Without this list, the graphs stay as they are."""
+    """Adds the pattern to a list that inductor searches before it differentiates: the public hook,
+    ``pre_grad_custom_pass``, holds one pass and is the user's. In a torch without this list the graphs stay as they
+    are."""
     patterns = getattr(passes, "efficient_conv_bn_eval_pass", None)
     if patterns is None:
         return
@@ -70,6 +74,8 @@ def _join(match: Any, *_: Any, **__: Any) -> None:
     log_softmax = loss.args[0]
     if loss.target is _ops.nll_loss_forward:
         joined = loss.graph.call_function(_ops.cross_entropy_forward, arguments)
+    elif not _value(arguments[0]).requires_grad:
+        joined = loss.graph.call_function(_ops.cross_entropy, arguments)
     else:
         loss_and_more = loss.graph.call_function(_ops.cross_entropy_prepared, arguments)
         joined = loss.graph.call_function(operator.getitem, (loss_and_more, 0))
@@ -94,7 +100,7 @@ def _cross_entropy_of(loss: Node) -> tuple[Any, ...] | None:
             return None
     if refusal(logits_value, target_value, weight_value, ignore_index, 0.0, promote) is not None:
         return None
-    if any(_may_write(node) for node in _between(log_softmax, loss)):
+    if not all(_is_pure(node) for node in _between(log_softmax, loss)):
         return None
     return logits, target, weight, reduction, ignore_index, 0.0, promote
 
@@ -112,7 +118,7 @@ def _logits_of(log_softmax: Any) -> Node | None:
 
 
 def _value(node: Any) -> Any:
-    """The tensor without numbers that Dynamo had for the node."""
+    """The fake tensor that Dynamo recorded for the node."""
     return node.meta.get("example_value") if isinstance(node, Node) else None
 
 
@@ -123,11 +129,13 @@ def _between(first: Node, last: Node) -> Iterator[Node]:
         node = node.next
 
 
-def _may_write(node: Node) -> bool:
-    """Memory or a mode. A graph before differentiation is not functional."""
-    from torch._inductor.pattern_matcher import is_mutation_op
-
-    if node.op not in ("call_function", "call_method"):
-        return node.op == "call_module"
-    is_higher_order = isinstance(node.target, torch._ops.HigherOrderOperator)
-    return is_higher_order or node.target in _WRITES or bool(is_mutation_op(node))
+def _is_pure(node: Node) -> bool:
+    if node.kwargs.get("out") is not None:
+        return False
+    if node.op == "call_method":
+        return node.target in _PURE_METHODS
+    if node.op == "call_function":
+        if isinstance(node.target, torch._ops.OpOverload):
+            return not node.target._schema.is_mutable
+        return node.target in _PURE_FUNCTIONS
+    return node.op in ("placeholder", "get_attr")

@@ -8,7 +8,8 @@ with every step a prepared gradient is lost work: the forward then leaves statis
 expected decides which of two ways is taken; the bits of the result are the same on both, and on the way back from a
 wrong guess. Small losses are always prepared, for what was asked for last: it is small, too, what a wrong guess costs
 there, and a prepared gradient alone survives that the logits are modified between forward and backward. A large loss of
-which that is seen is always prepared from then on.
+which that is seen is always prepared from then on. On a GPU small losses are prepared for 1, and nothing is remembered
+of them.
 
 Note [Told by the device]
 Of a ``grad_output`` on a GPU the host learns without waiting: the device copies it to pinned memory when it comes to
@@ -111,7 +112,7 @@ _expectations: dict[Any, Expectation] = {}
 def expectation_of(input: Tensor, reduction: int, kind: str) -> Expectation:
     """What is expected of the backward of this loss.
 
-    Nothing is remembered of an unreduced loss, which has no one ``grad_output``.
+    Nothing is remembered of an unreduced loss, which has no one ``grad_output``, nor of a small one on a device.
     """
     on_host = placement.is_on_host(input)
     size = input.numel()

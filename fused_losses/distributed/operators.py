@@ -19,6 +19,7 @@ from ..autograd.first_derivative import first_derivative_only
 from ..operators.class_axis import accumulation_dtype
 from ..operators.linear_cross_entropy import autocast_is_off, empty_gradients
 from ..operators.logit_transform import LogitTransform
+from ..operators.versions import check_versions, remember_versions
 from .arguments import (
     check_linear,
     check_logits,
@@ -89,13 +90,14 @@ def _empty_like(token_weight: Tensor | None, otherwise: Tensor) -> Tensor:
     return otherwise.new_empty(0) if token_weight is None else token_weight.new_empty(token_weight.shape)
 
 
-def _save_loss(num_tensors: int) -> Callable[[Any, tuple[Any, ...], tuple[Tensor, ...]], None]:
-    """Of an operator that takes so many tensors before its options."""
+def _save_loss(num_tensors: int, num_read: int) -> Callable[[Any, tuple[Any, ...], tuple[Tensor, ...]], None]:
+    """Of an operator that takes so many tensors before its options, the first of which the backward reads again."""
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, *kept = output
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
+        remember_versions(Kept(*kept).saved, *inputs[:num_read])
         ctx.save_for_backward(*inputs[:num_tensors], *kept)
         ctx.options = inputs[num_tensors:]
 
@@ -168,6 +170,7 @@ def _differentiate(ctx: Any, saved: Any, grad_output: Tensor | None, *_: Any) ->
     if grad_output is None:
         return tuple(found)
     logits, _target, weight, token_weight, *kept = saved
+    check_versions(Kept(*kept).saved, logits)
     wants_logits, *_, wants_token_weight = ctx.needs_input_grad[:4]
     of_logits, of_token_weight = _cross_entropy_backward(
         grad_output, logits, weight, token_weight, *kept, wants_logits, *ctx.options
@@ -177,7 +180,7 @@ def _differentiate(ctx: Any, saved: Any, grad_output: Tensor | None, *_: Any) ->
     return tuple(found)
 
 
-cross_entropy.register_autograd(_differentiate, setup_context=_save_loss(4))
+cross_entropy.register_autograd(_differentiate, setup_context=_save_loss(4, 1))
 
 
 # Cross-entropy of a linear layer
@@ -279,6 +282,7 @@ def _differentiate_linear(ctx: Any, saved: Any, grad_output: Tensor | None, *_: 
         return tuple(found)
     *layer, _target, weight, token_weight = saved[:6]
     kept, wanted = saved[6:], list(ctx.needs_input_grad[:3])
+    check_versions(Kept(*kept).saved, *layer)
     *of_layer, of_token_weight = _linear_cross_entropy_backward(
         grad_output, *layer, weight, token_weight, *kept, wanted, *ctx.options
     )
@@ -288,7 +292,7 @@ def _differentiate_linear(ctx: Any, saved: Any, grad_output: Tensor | None, *_: 
     return tuple(found)
 
 
-linear_cross_entropy.register_autograd(_differentiate_linear, setup_context=_save_loss(6))
+linear_cross_entropy.register_autograd(_differentiate_linear, setup_context=_save_loss(6, 3))
 
 
 # Statistics of tokens
@@ -373,6 +377,7 @@ def _(of_log_prob: Any, of_log_sum_exp: Any, of_entropy: Any, logits: Tensor, *o
 def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[3:])
     ctx.set_materialize_grads(False)
+    remember_versions(output[4], inputs[0])
     ctx.save_for_backward(inputs[0], *output[4:])
     ctx.transform = inputs[-2:]
 
@@ -382,6 +387,7 @@ def _differentiate_statistics(ctx: Any, saved: Any, *grad_outputs: Tensor | None
     grads = grad_outputs[:3]
     gradient = None
     if any(grad is not None for grad in grads):
+        check_versions(saved[1], saved[0])
         gradient = _token_statistics_backward(*grads, *saved, *ctx.transform)
     return (gradient, None, None, None, None, None, None)
 

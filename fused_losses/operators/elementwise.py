@@ -76,7 +76,7 @@ def _differentiate_loss(
     (reduction,) = ctx.options
     tensors = ctx.saved_tensors
     gradient = call(backward, grad_output, *tensors, reduction)
-    others = other_gradients(ctx, lambda *aliases: composite(reduction, *aliases), tensors, grad_output)
+    others = other_gradients(ctx, partial(composite, *ctx.options), tensors, grad_output)
     return (gradient, *others, None)
 
 
@@ -100,7 +100,7 @@ def _differentiate_prepared(
         gradient = call(f"{loss}_backward", grad_output, *tensors, reduction)
     else:
         gradient = call(f"{loss}_prepared_backward", grad_output, *tensors, ticket, reduction)
-    others = other_gradients(ctx, lambda *aliases: composite(reduction, *aliases), tensors, grad_output)
+    others = other_gradients(ctx, partial(composite, *ctx.options), tensors, grad_output)
     return (gradient, *others, None)
 
 
@@ -127,7 +127,7 @@ def differentiate_backward(
         for_grad_output = for_grad_output.to(grad_output.dtype)
     if ctx.needs_input_grad[1]:
         scale = grad_output.to(dtype) / (input.numel() if reduction == MEAN else 1)
-        for_input = second_derivative(direction * scale, *exact, *ctx.options[:-1]).to(input.dtype)
+        for_input = second_derivative(direction.to(dtype) * scale, *exact, *ctx.options[:-1]).to(input.dtype)
     return (for_grad_output, for_input, *[None] * (len(tensors) - 1), *others)
 
 

@@ -1,11 +1,12 @@
 """How an operator is described to torch, once for every way in which torch may meet it.
 
 Note [Two registrations]
-:func:`torch.library.register_autograd` serves plain autograd, dispatch modes, torch.compile and torch.export, but not
-nested transforms of :mod:`torch.func`, which want a ``torch.autograd.Function`` with ``setup_context`` and ``vmap``.
-Both are made of one description. What a derivative or a batching rule computes goes through :func:`call`, which takes
-the one that the place wants. The Function alone has a forward-mode derivative, and only of what is linear: the losses
-themselves are torch's in forward mode, but a backward may meet the tangent of its ``grad_output``.
+:func:`torch.library.register_autograd` serves dispatch modes, torch.compile and torch.export, but not nested transforms
+of :mod:`torch.func`, which want a ``torch.autograd.Function`` with ``setup_context`` and ``vmap``. Both are made of one
+description. What a derivative or a batching rule computes goes through :func:`call`, which takes the one that the place
+wants; in plain autograd, where both serve, the Function: torch.library's own takes a tenth of a millisecond a call. The
+Function alone has a forward-mode derivative, and only of what is linear: the losses themselves are torch's in forward
+mode, but a backward may meet the tangent of its ``grad_output``.
 """
 
 from __future__ import annotations

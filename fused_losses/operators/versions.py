@@ -63,7 +63,7 @@ def check_versions(statistics: Tensor, *tensors: Tensor | None) -> None:
         if reference.cdata == _key(tensor) and tensor._version > version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: what "
-                f"a loss was computed of is at version {tensor._version}; expected version {version} instead"
+                f"a loss was computed from is at version {tensor._version}; expected version {version} instead"
             )
 
 

@@ -202,6 +202,19 @@ def test_the_derivative_for_a_learned_scale_of_a_float16_loss(loss, reduction, t
     torch.testing.assert_close(penalty(torch.float16), penalty(torch.float64), rtol=2e-2, atol=0)
 
 
+def test_second_derivatives_of_a_float16_mean_in_a_small_direction(device):
+    """The direction divided by the number of elements would be 0 in float16."""
+
+    def second(function, dtype):
+        probabilities = leaf(torch.linspace(2e-3, 4e-3, 20_000, device=device).half().to(dtype))
+        loss = function(probabilities, torch.ones_like(probabilities))
+        (gradient,) = torch.autograd.grad(loss, probabilities, create_graph=True)
+        return torch.autograd.grad(gradient, probabilities, torch.full_like(gradient, 1e-5))[0].double()
+
+    ours, exact = second(BINARY_CROSS_ENTROPY.ours, torch.float16), second(BINARY_CROSS_ENTROPY.torchs, torch.float64)
+    torch.testing.assert_close(ours, exact, rtol=1e-2, atol=1e-7)
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_a_graph_of_a_backward_is_not_made_by_the_library(loss, device):
     """torch.library's functions take a tenth of a millisecond a call, which is what a small loss takes."""

@@ -4,11 +4,13 @@ import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
 from losses import LOSSES, sample
 from parity import run
+from torch.utils.flop_counter import FlopCounterMode
 
 import fused_losses
 
@@ -100,26 +102,23 @@ def test_data_loader_worker(loss):
     assert torch.equal(batch, expected)
 
 
+@pytest.mark.parametrize("mode", [nullcontext, FlopCounterMode])
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-def test_transforms_while_another_thread_compiles(loss):
-    """Torch's flag of a compilation is one of the process."""
+def test_transforms_while_another_thread_compiles(loss, mode, monkeypatch):
+    """Torch's flag of a compilation is one of the process; a mode of the user's traces nothing."""
     input, target = sample(loss)
-    torchs_flag = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
-    try:
-        for transform in (
-            lambda of: torch.func.jvp(of, (input,), (torch.ones_like(input),))[1],
-            lambda of: torch.func.grad(of)(input),
-            lambda of: torch.func.vmap(torch.func.grad(lambda x: of(x[None])))(input) if not loss.by_class else None,
-            lambda of: torch.func.hessian(of)(input),
-        ):
-            ours, torchs = (
-                transform(lambda x, f=f: f(x, target if x.shape == input.shape else target[:1]))
-                for f in (loss.ours, loss.torchs)
-            )
-            torch.testing.assert_close(ours, torchs)
+    inputs, targets = torch.stack([input, input * 0.5]), torch.stack([target, target])
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    transforms = [
+        lambda of: torch.func.jvp(lambda x: of(x, target), (input,), (torch.ones_like(input),))[1],
+        lambda of: torch.func.grad(of)(input, target),
+        lambda of: torch.func.vmap(torch.func.grad(of))(inputs, targets),
+        lambda of: torch.func.hessian(of)(input, target),
+    ]
+    with FlopCounterMode(display=False) if mode is FlopCounterMode else mode():
+        for transform in transforms:
+            torch.testing.assert_close(transform(loss.ours), transform(loss.torchs))
         fused_losses.routes(reset=True)
         loss.ours(input.clone().requires_grad_(), target).backward()
-        assert list(fused_losses.routes()[loss.name]) == ["kernel"]
-    finally:
-        torch.compiler._is_compiling_flag = torchs_flag
+    expected = "kernel" if mode is nullcontext else "kernel, as an operator"
+    assert list(fused_losses.routes()[loss.name]) == [expected]

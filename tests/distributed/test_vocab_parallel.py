@@ -4,12 +4,15 @@ import importlib
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import assert_passed, needs_gloo, outcomes
 from several_ranks import CASES, run
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
 
 from fused_losses import distributed
 
@@ -102,6 +105,29 @@ def spread_losses():
         "linear": lambda x, t, **o: distributed.vocab_parallel_linear_cross_entropy(x, weight.to(x.device), t, **o),
         "statistics": lambda x, t, **o: distributed.vocab_parallel_token_statistics(x, t, **o).log_prob,
     }
+
+
+@pytest.mark.parametrize("name", ["logits", "linear", "statistics"])
+def test_what_is_modified_after_a_loss_under_hooks_is_an_error(name, one_process):
+    """Note [Versions under hooks]: torch compares none there."""
+    loss, target = spread_losses()[name], torch.tensor([0, 2, 4])
+
+    def region(leaf, modifies):
+        values = leaf * 1
+        result = loss(values, target).sum()
+        if modifies:
+            values.add_(torch.arange(5.0))
+        return result.sin()  # a checkpoint computes again as far as something is saved
+
+    leaf = torch.randn(3, 5, requires_grad=True)
+    expected = torch.autograd.grad(region(leaf, modifies=False), leaf)
+    for modifies in (False, True):
+        values = [checkpoint(region, leaf, modifies, use_reentrant=False)]
+        with save_on_cpu():
+            values.append(region(leaf, modifies))
+        for value in values:
+            with pytest.raises(RuntimeError, match="modified by an inplace") if modifies else nullcontext():
+                torch.testing.assert_close(torch.autograd.grad(value, leaf), expected)
 
 
 @pytest.mark.parametrize("name", ["logits", "linear", "statistics"])
