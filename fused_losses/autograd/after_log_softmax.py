@@ -34,7 +34,20 @@ _PARAMETERS: dict[Any, tuple[str, ...]] = {
 }
 # What may stand between the two. Dynamo's graphs are not functional: anything else may write memory or switch a mode.
 _OF_TENSORS = ("argmax", "eq", "exp", "flatten", "mean", "permute", "reshape", "squeeze", "sum", "unsqueeze")
-_PURE_METHODS = {*_OF_TENSORS, "contiguous", "dim", "double", "float", "int", "item", "long", "size", "to", "view"}
+_PURE_METHODS = {
+    *_OF_TENSORS,
+    "__eq__",
+    "contiguous",
+    "dim",
+    "double",
+    "float",
+    "int",
+    "item",
+    "long",
+    "size",
+    "to",
+    "view",
+}
 _OPERATORS = (operator.add, operator.eq, operator.getitem, operator.mul, operator.neg, operator.sub, operator.truediv)
 _PURE_FUNCTIONS = {getattr, *_OPERATORS, *(getattr(torch, name) for name in _OF_TENSORS)}
 
