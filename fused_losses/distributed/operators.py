@@ -129,8 +129,9 @@ def cross_entropy(
     )
     rows, indices = (logits, target.reshape(-1).long()) if error is None else stand_in(target, logits.dtype)
     class_weight = class_weight_of_shard(weight, rows.size(-1), logits.dtype)
-    statistics = statistics_of_logits(rows, indices, asked.vocabulary(rows.size(-1), class_weight), error)
-    loss, kept = loss_and_kept(statistics, token_weight, target.shape, asked)
+    with autocast_is_off(logits.device.type):
+        statistics = statistics_of_logits(rows, indices, asked.vocabulary(rows.size(-1), class_weight), error)
+        loss, kept = loss_and_kept(statistics, token_weight, target.shape, asked)
     return (loss, *kept)
 
 

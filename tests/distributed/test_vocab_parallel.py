@@ -130,6 +130,31 @@ def test_what_is_modified_after_a_loss_under_hooks_is_an_error(name, one_process
                 torch.testing.assert_close(torch.autograd.grad(value, leaf), expected)
 
 
+AUTOCAST_AS_ON_A_GPU = """
+import torch, torch.distributed as dist
+from fused_losses.distributed import vocab_parallel_cross_entropy
+
+def mv(matrix, vector):  # which on a CPU has no rule of autocast, and on a GPU that of matrix products
+    with torch.autocast("cpu", enabled=False):
+        return torch.mv(matrix.half(), vector.half())
+
+torch.library.Library("aten", "IMPL").impl("mv", mv, "AutocastCPU")
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+logits, target, weight = torch.randn(8, 32000), torch.arange(8), torch.rand(32000) + 0.5
+with torch.autocast("cpu", torch.float16):
+    loss = vocab_parallel_cross_entropy(logits, target, weight=weight, label_smoothing=0.1)
+expected = torch.nn.functional.cross_entropy(logits, target, weight, label_smoothing=0.1)
+torch.testing.assert_close(loss, expected)
+dist.destroy_process_group()
+"""
+
+
+def test_nothing_is_rounded_under_autocast():
+    """In a process of its own: a rule once given stays."""
+    run = subprocess.run([sys.executable, "-c", AUTOCAST_AS_ON_A_GPU], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize("name", ["logits", "linear", "statistics"])
 def test_forward_mode_is_refused(name, one_process):
     """Torch would take the operator for a constant inside jvp."""

@@ -456,12 +456,17 @@ def test_the_limit_and_what_is_idle_are_true_while_threads_are_busy() -> None:
 def test_forks_amid_busy_threads_never_hang() -> None:
     """Whatever another thread did at the time of the fork, the new process computes and changes the limit."""
     run_python("""
-        # Torch initialises its statics in the first call that needs them; who is forked meanwhile waits for ever.
+        # Torch initialises its statics in the first call that needs them, and the loader a thread's memory in its first
+        # call of a library: who is forked meanwhile waits for ever.
         gradient(1.5)
         gradient(2)
         stop = threading.Event()
+        all_at_work = threading.Barrier(4)
 
         def work():
+            with fused_losses.limited_gradient_pool(64 * MIB):
+                gradient(1.5)
+            all_at_work.wait()
             while not stop.is_set():
                 with fused_losses.limited_gradient_pool(64 * MIB):
                     gradient(1.5)
@@ -469,6 +474,7 @@ def test_forks_amid_busy_threads_never_hang() -> None:
         threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads:
             thread.start()
+        all_at_work.wait()
         fused_losses.set_gradient_pool_limit(MIB << 4)
         statuses = []
         for _ in range(50):
