@@ -2,7 +2,7 @@
 
 Inductor fuses torch's own pair into sweeps over the logits that write no log-probabilities; before an operator of ours
 it would write them, and the step would be slower than without us. One operator for both is quicker than either. Two
-operators stay two where what stands between them is not known to be pure, and where the log-probabilities are
+operators stay two where what stands behind the first is not known to be pure, and where the log-probabilities are
 of another axis or type; log-probabilities that are read elsewhere, too, are made for those who read them.
 """
 
@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.amp import autocast_mode as amp
 from torch.fx import Node
 
 from .. import _ops
@@ -32,12 +33,13 @@ _PARAMETERS: dict[Any, tuple[str, ...]] = {
     torch.special.log_softmax: ("input", "dim", "dtype"),
     "log_softmax": ("input", "dim", "dtype"),
 }
-# What may stand between the two. Dynamo's graphs are not functional: anything else may write memory or switch a mode.
-_OF_TENSORS = ("argmax", "eq", "exp", "flatten", "mean", "permute", "reshape", "squeeze", "sum", "unsqueeze")
+# What may stand behind the log_softmax. Dynamo's graphs are not functional: anything else may write memory, before the
+# loss or before its backward, switch a mode, or hang a hook on the log-probabilities.
+_OF_TENSORS = ("argmax", "div", "eq", "exp", "flatten", "log", "mean", "mul", "reshape", "squeeze", "sub", "sum")
 _PURE_METHODS = {
     *_OF_TENSORS,
     "__eq__",
-    "contiguous",
+    "detach",
     "dim",
     "double",
     "float",
@@ -49,7 +51,16 @@ _PURE_METHODS = {
     "view",
 }
 _OPERATORS = (operator.add, operator.eq, operator.getitem, operator.mul, operator.neg, operator.sub, operator.truediv)
-_PURE_FUNCTIONS = {getattr, *_OPERATORS, *(getattr(torch, name) for name in _OF_TENSORS)}
+_PURE_FUNCTIONS = {
+    getattr,
+    *_OPERATORS,
+    *(getattr(torch, name) for name in _OF_TENSORS),
+    torch.stack,
+    torch._C._nn.linear,
+}
+
+# Behind the loss modes may be switched.
+_SWITCHES = {amp._enter_autocast, amp._exit_autocast, torch._C._set_grad_enabled}
 
 
 @constant_while_tracing
@@ -113,8 +124,11 @@ def _cross_entropy_of(loss: Node) -> tuple[Any, ...] | None:
             return None
     if refusal(logits_value, target_value, weight_value, ignore_index, 0.0, promote) is not None:
         return None
-    if not all(_is_pure(node) for node in _between(log_softmax, loss)):
-        return None
+    is_behind_loss = False
+    for node in _after(log_softmax):
+        is_behind_loss |= node is loss
+        if not (_is_pure(node) or (is_behind_loss and node.target in _SWITCHES)):
+            return None
     return logits, target, weight, reduction, ignore_index, 0.0, promote
 
 
@@ -135,11 +149,9 @@ def _value(node: Any) -> Any:
     return node.meta.get("example_value") if isinstance(node, Node) else None
 
 
-def _between(first: Node, last: Node) -> Iterator[Node]:
-    node = first.next
-    while node is not last:
+def _after(node: Node) -> Iterator[Node]:
+    while (node := node.next).op != "root":  # the list of a graph's nodes is a ring
         yield node
-        node = node.next
 
 
 def _is_pure(node: Node) -> bool:
@@ -151,4 +163,4 @@ def _is_pure(node: Node) -> bool:
         if isinstance(node.target, torch._ops.OpOverload):
             return not node.target._schema.is_mutable
         return node.target in _PURE_FUNCTIONS
-    return node.op in ("placeholder", "get_attr")
+    return node.op in ("placeholder", "get_attr", "output")

@@ -182,6 +182,16 @@ def computed_gradients(
     return [*rounded, (losses * scale).to(token_weight.dtype)]
 
 
+def gradients_of_constants(
+    options: LinearLossOptions, tensors: Sequence[Any], needed: Sequence[bool], grad_output: Tensor
+) -> list[Tensor | None]:
+    """Of target and class weight, through torch's operators: where a graph was made, nobody seemed to want them."""
+    if not any(needed[3:5]):
+        return [None, None]
+    wanted = [False, False, False, *needed[3:5], False]
+    return pulled_back(partial(composite, options), tensors, wanted, grad_output)[3:5]
+
+
 def _gradients_in_a_graph(
     ctx: Any, tensors: list[Any], grad_output: Tensor, losses: Tensor | None
 ) -> list[Tensor | None]:

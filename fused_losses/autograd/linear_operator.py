@@ -20,6 +20,7 @@ from ..routing import may_be_differentiated_later, records_graph
 from . import placement
 from .backward import multiplied
 from .first_derivative import first_derivative_only
+from .linear_cross_entropy import gradients_of_constants
 from .linear_problem import LinearProblem
 from .linear_recomputed import recomputed_linear_cross_entropy
 
@@ -100,6 +101,8 @@ def _differentiate(ctx: Any, saved: Any, grad_output: Tensor | None, *_: Any) ->
         for i, gradient in enumerate(gradients):
             if needed[i]:
                 found[i] = multiplied(gradient, grad_output).to(ctx.dtype)
+        options = LinearLossOptions(*ctx.options[1:])
+        found[3:5] = gradients_of_constants(options, saved[3:], needed, grad_output)
     return tuple(found)
 
 

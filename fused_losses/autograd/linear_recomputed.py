@@ -15,7 +15,7 @@ from torch import Tensor
 from ..operators.class_axis import accumulation_dtype
 from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off, empty_gradients, sizes_of_losses
 from ..operators.registration import NONE
-from .linear_cross_entropy import computed_gradients
+from .linear_cross_entropy import computed_gradients, gradients_of_constants
 from .linear_problem import LinearProblem
 
 __all__ = ["recomputed_linear_cross_entropy"]
@@ -90,9 +90,12 @@ def _differentiate(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor
     found: list[Tensor | None] = [None] * (_NUM_TENSORS + 1 + len(ctx.options))
     if grad_output is not None:
         wanted = list(ctx.needs_input_grad[:_NUM_TENSORS])
-        gradients = _recomputed_backward(grad_output, *ctx.saved_tensors, wanted, *ctx.options)
+        saved = ctx.saved_tensors  # once: a checkpoint unpacks them no second time
+        gradients = _recomputed_backward(grad_output, *saved, wanted, *ctx.options)
         for i, gradient in zip((0, 1, 2, 5), gradients, strict=True):
             found[i] = gradient if wanted[i] else None
+        options = LinearLossOptions(*ctx.options[1:])
+        found[3:5] = gradients_of_constants(options, saved[:_NUM_TENSORS], wanted, grad_output)
     return tuple(found)
 
 

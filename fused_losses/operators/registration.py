@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from .. import _ops
 from ..routing import has_dispatch_modes, is_compiling, is_under_transform
@@ -152,11 +153,16 @@ def _function(name: str, operator: Operator) -> type[torch.autograd.Function]:
     return type(name, (torch.autograd.Function,), members)
 
 
+def _is_batched(argument: Any) -> bool:
+    """Whether ``is_grads_batched=True`` made it, whose batches a Function would hand on without its node."""
+    return isinstance(argument, Tensor) and is_legacy_batchedtensor(argument)
+
+
 def call(name: str, *arguments: Any) -> Any:
     """The operator, differentiable and batchable wherever this is called. See Note [Two registrations]."""
     if name in _functions and not (getattr(_place, "is_among_operators", False) or is_compiling()):
         if is_under_transform():
             return _functions[name].apply(*arguments)  # type: ignore[no-untyped-call]
-        if not has_dispatch_modes():
+        if not has_dispatch_modes() and not any(map(_is_batched, arguments)):
             return _eager[name](*arguments)
     return getattr(_ops, name)(*arguments)

@@ -11,7 +11,7 @@ left alone.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,14 @@ __all__ = ["check_versions", "remember_versions", "saves_through_hooks"]
 
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
+
+class _Saved(NamedTuple):
+    storage: StorageWeakRef
+    version: int
+
+
 # By the statistics' storage. While a weak reference to a storage is there no other one has its address.
-_versions: dict[int, tuple[StorageWeakRef, list[tuple[StorageWeakRef, int] | None]]] = {}
+_versions: dict[int, tuple[StorageWeakRef, list[_Saved]]] = {}
 _most = 256  # until those are left out whose statistics are gone
 
 
@@ -44,7 +50,8 @@ def remember_versions(statistics: Tensor, *tensors: Tensor | None) -> None:
             if reference.expired():  # type: ignore[no-untyped-call]
                 _versions.pop(key, None)
         _most = max(256, 2 * len(_versions))
-    _versions[_key(statistics)] = (_weak(statistics), [None if t is None else (_weak(t), t._version) for t in tensors])
+    of_loss = [_Saved(_weak(tensor), tensor._version) for tensor in tensors if tensor is not None]
+    _versions[_key(statistics)] = (_weak(statistics), of_loss)
 
 
 def check_versions(statistics: Tensor, *tensors: Tensor | None) -> None:
@@ -55,15 +62,18 @@ def check_versions(statistics: Tensor, *tensors: Tensor | None) -> None:
     """
     if not _versions or _is_traced(statistics):
         return
-    _, remembered = _versions.get(_key(statistics), (None, ()))
-    for tensor, of_tensor in zip(tensors, remembered, strict=False):
-        if tensor is None or of_tensor is None:
+    entry = _versions.get(_key(statistics))
+    # Where a hook hands out copies of the statistics any loss of the tensor may be meant: the last.
+    entries = list(_versions.values()) if entry is None else [entry]
+    for tensor in tensors:
+        if tensor is None:
             continue
-        reference, version = of_tensor
-        if reference.cdata == _key(tensor) and tensor._version > version:
+        key = _key(tensor)
+        known = [saved.version for _, of_loss in entries for saved in of_loss if saved.storage.cdata == key]
+        if known and tensor._version > max(known):
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: what "
-                f"a loss was computed from is at version {tensor._version}; expected version {version} instead"
+                f"a loss was computed from is at version {tensor._version}; expected version {max(known)} instead"
             )
 
 

@@ -182,6 +182,13 @@ def _written_by_a_special_method(loss, z, target):
     return loss(log_p, target)
 
 
+def _logits_written_after_both(loss, z, target):
+    z = z * 1
+    losses = loss(F.log_softmax(z, 1), target, reduction="none")
+    z.zero_()
+    return losses.sum()
+
+
 @pytest.mark.parametrize(
     "program",
     [
@@ -193,6 +200,7 @@ def _written_by_a_special_method(loss, z, target):
         _written_by_an_operator,
         _written_by_a_function,
         _written_by_a_module,
+        _logits_written_after_both,
         _written_by_an_activation,
         _written_by_a_named_argument,
         _written_by_a_special_method,
@@ -200,6 +208,22 @@ def _written_by_a_special_method(loss, z, target):
 )
 def test_what_stays_two(program):
     check(*both(program), torch.randn(5, 5), torch.randint(0, 5, (5,)), TWO)
+
+
+def test_hooked_log_probabilities():
+    def program(loss, z, target):
+        log_p = F.log_softmax(z, 1)
+        value = loss(log_p, target)
+        log_p.register_hook(lambda gradient: gradient * 2)
+        return value
+
+    tensors = torch.randn(5, 5, requires_grad=True), torch.randint(0, 5, (5,))
+    ours, torchs = both(program)
+    try:
+        torch.compile(torchs, backend="aot_eager", fullgraph=True)(*tensors)
+    except torch._dynamo.exc.Unsupported:
+        pytest.skip("this torch's Dynamo follows no hook on an intermediate tensor")
+    check(ours, torchs, tensors[0].detach(), tensors[1], TWO)
 
 
 def test_written_log_probabilities():

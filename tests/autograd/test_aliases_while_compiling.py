@@ -145,3 +145,22 @@ def test_a_branch(loss, dynamic):
     for value in (x - 9, x + 9):
         expected = loss(value if value.sum() > 0 else value * 2, target)
         torch.testing.assert_close(compiled(value), expected)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_probabilities_of_a_linear_loss_that_are_written_through_a_view(reduction):
+    features, weight = torch.randn(6, 4, requires_grad=True), torch.randn(5, 4)
+    probabilities = torch.rand(6, 5).softmax(1).requires_grad_()
+
+    def program(loss, features, weight, probabilities):
+        written = torch.zeros(6, 5)
+        written[:].copy_(probabilities)
+        return loss(features, weight, written, reduction=reduction)
+
+    def composed(features, weight, target, reduction):
+        return F.cross_entropy(features @ weight.T, target, reduction=reduction)
+
+    tensors, leaves = (features, weight, probabilities), (features, probabilities)
+    compiled = torch.compile(lambda *args: program(linear_cross_entropy, *args), backend="aot_eager")
+    losses = compiled(*tensors), program(composed, *tensors)
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), leaves) for loss in losses))

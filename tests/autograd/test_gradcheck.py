@@ -1,5 +1,7 @@
 """First and second derivatives of every loss against finite differences in float64; batched gradients; forward mode."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from losses import (
@@ -15,6 +17,9 @@ from losses import (
     sample_input,
 )
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+from fused_losses.functional import cross_entropy, sigmoid_focal_loss, token_statistics
 
 SHAPES = [(3, 4), (2, 3, 4)]  # class axis last, and class axis strided
 
@@ -222,3 +227,28 @@ def test_a_graph_of_a_backward_is_not_made_by_the_library(loss, device):
     x = leaf(input)
     (gradient,) = torch.autograd.grad(loss.ours(x, target), x, create_graph=True)
     assert gradient.requires_grad and "Generated" not in type(gradient.grad_fn).__name__
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, t: cross_entropy(x, t, reduction="none"),
+        lambda x, t: cross_entropy(x, t, softcap=3.0, reduction="none"),
+        lambda x, t: token_statistics(x, t).log_prob,
+        lambda x, t: token_statistics(x, t).entropy,
+        lambda x, t: sigmoid_focal_loss(x, x.detach().sigmoid()).sum(1),
+        lambda x, t: BINARY_CROSS_ENTROPY_WITH_LOGITS.ours(x, x.detach().sigmoid(), reduction="none").sum(1),
+    ],
+    ids=["none", "softcap", "log_prob", "entropy", "focal", "with_logits"],
+)
+def test_batched_gradients_have_second_derivatives(function, watched, device):
+    x = torch.randn(4, 3, dtype=torch.float64, device=device, requires_grad=True)
+    target = torch.tensor([0, 1, 2, 0], device=device)
+    grad_outputs = torch.randn(2, 4, dtype=torch.float64, device=device)
+    with FlopCounterMode(display=False) if watched else nullcontext():
+        losses = function(x, target)
+    (batched,) = torch.autograd.grad(losses, x, grad_outputs, is_grads_batched=True, create_graph=True)
+    each = torch.stack([torch.autograd.grad(losses, x, grad, create_graph=True)[0] for grad in grad_outputs])
+    second = [torch.autograd.grad(gradient.square().sum(), x, retain_graph=True)[0] for gradient in (batched, each)]
+    torch.testing.assert_close(*second)

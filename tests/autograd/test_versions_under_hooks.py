@@ -130,3 +130,13 @@ def test_no_version_is_forgotten(device):
         for _ in range(1300):  # what is gone is left out by then
             CROSS_ENTROPY.ours(leaf * 1, target)
     assert len(versions._versions) < 1300
+
+
+def test_a_hook_that_copies_the_statistics_alone(device):
+    leaf, target = sample(CROSS_ENTROPY, (8, 6), device=device)
+    logits = leaf.requires_grad_() * 1
+    with saved_tensors_hooks(lambda t: t.clone() if t.numel() < 40 else t, lambda t: t):
+        loss = CROSS_ENTROPY.ours(logits, target)
+    logits.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace"):
+        loss.backward()

@@ -138,7 +138,8 @@ def mv(matrix, vector):  # which on a CPU has no rule of autocast, and on a GPU 
     with torch.autocast("cpu", enabled=False):
         return torch.mv(matrix.half(), vector.half())
 
-torch.library.Library("aten", "IMPL").impl("mv", mv, "AutocastCPU")
+library = torch.library.Library("aten", "IMPL")
+library.impl("mv", mv, "AutocastCPU")
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 logits, target, weight = torch.randn(8, 32000), torch.arange(8), torch.rand(32000) + 0.5
 with torch.autocast("cpu", torch.float16):
