@@ -5,8 +5,8 @@ Of what passes through saved-tensor hooks torch compares no versions. Its own cr
 so that nobody can modify it; ours saves the logits, or what they are made of. Where a hook hands out the memory that
 was saved (a checkpoint that computed it again, ``save_on_cpu`` of a tensor that is on the CPU), its version must still
 be the one of the saving. That is kept under the statistics that are saved beside it, which no other loss has: of one
-tensor several losses may know several versions. A hook that hands out other memory, which has versions of its own, is
-left alone.
+tensor several losses may know several versions. A hook that hands out other memory of either, which has versions of its
+own, is left alone.
 """
 
 from __future__ import annotations
@@ -62,18 +62,12 @@ def check_versions(statistics: Tensor, *tensors: Tensor | None) -> None:
     """
     if not _versions or _is_traced(statistics):
         return
-    entry = _versions.get(_key(statistics))
-    # Where a hook hands out copies of the statistics any loss of the tensor may be meant: the last.
-    entries = list(_versions.values()) if entry is None else [entry]
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        key = _key(tensor)
-        known = [saved.version for _, of_loss in entries for saved in of_loss if saved.storage.cdata == key]
-        if known and tensor._version > max(known):
+    _, of_loss = _versions.get(_key(statistics), (None, ()))
+    for tensor, saved in zip((tensor for tensor in tensors if tensor is not None), of_loss, strict=False):
+        if saved.storage.cdata == _key(tensor) and tensor._version > saved.version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: what "
-                f"a loss was computed from is at version {tensor._version}; expected version {max(known)} instead"
+                f"a loss was computed from is at version {tensor._version}; expected version {saved.version} instead"
             )
 
 

@@ -132,11 +132,13 @@ def test_no_version_is_forgotten(device):
     assert len(versions._versions) < 1300
 
 
-def test_a_hook_that_copies_the_statistics_alone(device):
+def test_a_loss_without_hooks_after_one_with_hooks(device):
+    """Torch compares its version, which may be a later one."""
     leaf, target = sample(CROSS_ENTROPY, (8, 6), device=device)
     logits = leaf.requires_grad_() * 1
-    with saved_tensors_hooks(lambda t: t.clone() if t.numel() < 40 else t, lambda t: t):
-        loss = CROSS_ENTROPY.ours(logits, target)
-    logits.zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace"):
-        loss.backward()
+    with saved_tensors_hooks(lambda t: t, lambda t: t):
+        first = functional.cross_entropy(logits, target, reduction="none")
+    first.sum().backward(retain_graph=True)
+    with torch.no_grad():
+        logits.add_(1)
+    functional.cross_entropy(logits, target, reduction="none").sum().backward()
