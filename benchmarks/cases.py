@@ -45,6 +45,11 @@ class Case:
     after_log_softmax: bool = False  # what is timed begins at the logits, as in a model that ends in a log_softmax
 
     @property
+    def takes_log_probabilities(self) -> bool:
+        """Whether what is timed begins behind the log_softmax."""
+        return self.loss == "nll_loss" and not self.after_log_softmax
+
+    @property
     def variant(self) -> str:
         """What sets the case apart from a plain call, empty for a plain call."""
         words = [

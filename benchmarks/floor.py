@@ -35,8 +35,7 @@ def bytes_moved(case: Case, inputs: Inputs) -> dict[Pass, int]:
     What all rows share, such as class weights, is left out, and so are the sums.
     """
     # NLL needs one of the logits a position, for the loss; its gradient depends on the target alone.
-    is_gather = case.loss == "nll_loss" and not case.after_log_softmax
-    logits_read = inputs.target.numel() if is_gather else inputs.logits.numel()
+    logits_read = inputs.target.numel() if case.takes_log_probabilities else inputs.logits.numel()
     read = logits_read * inputs.logits.element_size() + inputs.target.numel() * inputs.target.element_size()
     return {"forward": read, "forward_backward": read + inputs.logits_bytes}
 

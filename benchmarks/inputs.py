@@ -32,7 +32,7 @@ def build(case: Case, device: str, seed: int = 0) -> Inputs:
     generator = torch.Generator(device).manual_seed(seed)
     dtype: torch.dtype = getattr(torch, case.dtype)
     logits = torch.randn(case.shape, dtype=dtype, device=device, generator=generator)
-    if case.loss == "nll_loss" and not case.after_log_softmax:
+    if case.takes_log_probabilities:
         logits = torch.log_softmax(logits, 1)
     elif case.loss == "binary_cross_entropy":
         logits = torch.sigmoid(logits)

@@ -84,17 +84,14 @@ def _register(passes: ModuleType) -> None:
     from torch._inductor.pattern_matcher import CallFunctionVarArgs, register_graph_pattern
 
     losses = CallFunctionVarArgs([_ops.nll_loss, _ops.nll_loss_forward])
-    register_graph_pattern(losses, extra_check=_is_joined, pass_dict=patterns)(_join)
-
-
-def _is_joined(match: Any) -> bool:
-    return _cross_entropy_of(match.output_node()) is not None
+    register_graph_pattern(losses, pass_dict=patterns)(_join)
 
 
 def _join(match: Any, *_: Any, **__: Any) -> None:
     loss = match.output_node()
     arguments = _cross_entropy_of(loss)
-    assert arguments is not None
+    if arguments is None:
+        return
     log_softmax = loss.args[0]
     if loss.target is _ops.nll_loss_forward:
         joined = loss.graph.call_function(_ops.cross_entropy_forward, arguments)

@@ -28,15 +28,14 @@ import torch
 from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
-from ..operators.registration import MEAN, SUM
-from ..routing import is_compiling, is_watched
+from ..operators.registration import MEAN, SUM, is_batched
+from ..routing import is_watched
 from . import placement
 from .scale_history import FOR_ONE, DeviceExpectation
 
 _LOST_IN_SCALING = frozenset({torch.float16})  # gradients of this type have subnormal numbers where a loss is scaled
 
 keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
-_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def is_plain(ctx: Any, grad_output: Tensor) -> bool:
@@ -49,11 +48,6 @@ def is_plain(ctx: Any, grad_output: Tensor) -> bool:
         or grad_output.layout is not torch.strided
         or is_batched(grad_output)
     )
-
-
-def is_batched(tensor: Tensor) -> bool:
-    """Whether ``is_grads_batched=True`` made it: a transform of the old kind, which knows no operator of ours."""
-    return not is_compiling() and bool(_is_legacy_batched(tensor))
 
 
 def reduction_for_one(reduction: int) -> int:

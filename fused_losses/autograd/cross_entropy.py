@@ -12,13 +12,12 @@ from .. import _ops
 from ..operators.class_axis import class_dim, mean_scale
 from ..operators.composite import other_gradients
 from ..operators.cross_entropy import composite
-from ..operators.registration import MEAN, NONE, below_autograd, call
+from ..operators.registration import MEAN, NONE, below_autograd, call, is_batched
 from ..operators.versions import check_versions, remember_versions
 from ..route_log import COMPILED, EAGER
 from ..routing import may_be_differentiated
 from .backward import (
     dense,
-    is_batched,
     is_plain,
     reduction_for_one,
     take_gradient,

@@ -9,19 +9,16 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..operators.registration import apply_outside_transforms
 from ..operators.versions import saves_through_hooks
 from ..routing import may_be_differentiated_later
 from .scale_history import Expectation
 
 
 def eager_apply(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
-    """``function.apply`` without what it does for :mod:`torch.func`, which the routing has ruled out.
-
-    The nodes of its graph are made callable, as torch's own are.
-    """
+    """``function.apply`` where the routing has ruled transforms out. Its nodes can be called, as torch's own can."""
     function._backward_cls.__call__ = _call_node  # type: ignore[method-assign]
-    apply: Callable[..., Tensor] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
-    return apply
+    return apply_outside_transforms(function)
 
 
 def _call_node(node: Any, *grad_outputs: Tensor) -> Any:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..operators.class_axis import accumulation_dtype
 from ..operators.composite import other_gradients
-from ..operators.registration import MEAN, NONE, call
+from ..operators.registration import MEAN, NONE, call, is_batched
 from ..route_log import COMPILED
-from .backward import is_batched, reduction_for_one, times_batch, unrounded_for_one
+from .backward import reduction_for_one, times_batch, unrounded_for_one
 
 
 def watched_loss(name: str, route: str, *arguments: Any) -> Tensor:

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ..operators.composite import needed_gradients, pulled_back
 from ..operators.linear_cross_entropy import LinearLossOptions, autocast_is_off, composite
-from ..operators.registration import NONE
+from ..operators.registration import NONE, is_batched
 from ..operators.versions import check_versions, remember_versions, saves_through_hooks
 from ..routing import is_compiling, is_watched, records_graph
-from .backward import dense, is_batched, keeps_graph
+from .backward import dense, keeps_graph
 from .eager import eager_apply, smoothed_target
 from .linear_problem import LinearProblem
 

@@ -22,12 +22,11 @@ from .backward import multiplied
 from .first_derivative import first_derivative_only
 from .linear_cross_entropy import gradients_of_constants
 from .linear_problem import LinearProblem
-from .linear_recomputed import recomputed_linear_cross_entropy
+from .linear_recomputed import NUM_TENSORS, recomputed_linear_cross_entropy
 
 __all__ = ["linear_cross_entropy_in_a_graph"]
 
 
-_NUM_TENSORS = 6
 _FEWEST_ROUNDED = 1 << 20  # elements of the weight
 
 
@@ -84,15 +83,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     _, *gradients = output
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*gradients, *inputs[:_NUM_TENSORS])
-    ctx.wanted, *ctx.options = inputs[_NUM_TENSORS:]
+    ctx.save_for_backward(*gradients, *inputs[:NUM_TENSORS])
+    ctx.wanted, *ctx.options = inputs[NUM_TENSORS:]
     ctx.dtype = inputs[0].dtype
 
 
 @first_derivative_only("linear losses in a compiled graph")
 def _differentiate(ctx: Any, saved: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    needed = ctx.needs_input_grad[: 1 + _NUM_TENSORS + len(ctx.options)]
-    found: list[Tensor | None] = [None] * len(needed)
+    needed = ctx.needs_input_grad
+    found: list[Tensor | None] = [None] * (NUM_TENSORS + 1 + len(ctx.options))
     if grad_output is not None:
         gradients = saved[:3]
         if any(needs and not wanted for needs, wanted in zip(needed, ctx.wanted, strict=False)):

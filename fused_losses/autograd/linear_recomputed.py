@@ -18,14 +18,14 @@ from ..operators.registration import NONE
 from .linear_cross_entropy import computed_gradients, gradients_of_constants
 from .linear_problem import LinearProblem
 
-__all__ = ["recomputed_linear_cross_entropy"]
+__all__ = ["NUM_TENSORS", "recomputed_linear_cross_entropy"]
 
 _TENSORS = "Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight, Tensor? token_weight"
 _OPTIONS = (
     "SymInt? chunk_rows, SymInt num_classes, SymInt reduction, SymInt ignore_index, float label_smoothing, "
     "float logit_scale, float softcap, float lse_square_scale, ScalarType loss_dtype"
 )
-_NUM_TENSORS = 6
+NUM_TENSORS = 6  # before the options
 
 
 @torch.library.custom_op(
@@ -35,8 +35,8 @@ _NUM_TENSORS = 6
 )
 def _recomputed(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The loss and, where weights of tokens are differentiated, the losses without them."""
-    input, weight, bias, target, class_weight, token_weight = arguments[:_NUM_TENSORS]
-    wants_token_weight, chunk_rows, *options = arguments[_NUM_TENSORS:]
+    input, weight, bias, target, class_weight, token_weight = arguments[:NUM_TENSORS]
+    wants_token_weight, chunk_rows, *options = arguments[NUM_TENSORS:]
     asked = LinearLossOptions(*options)
     with torch.no_grad(), autocast_is_off(input.device.type):
         tensors = (input, weight, bias, target, class_weight, token_weight)
@@ -63,8 +63,8 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *other
 )
 def _recomputed_backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """Of input, weight, bias and token weight; nothing of what is not wanted."""
-    input, tensors = arguments[0], arguments[:_NUM_TENSORS]
-    losses, wanted, chunk_rows, *options = arguments[_NUM_TENSORS:]
+    input, tensors = arguments[0], arguments[:NUM_TENSORS]
+    losses, wanted, chunk_rows, *options = arguments[NUM_TENSORS:]
     with torch.no_grad(), autocast_is_off(input.device.type):
         gradients = computed_gradients(
             LinearLossOptions(*options), chunk_rows, tensors, wanted, grad_output, losses if wanted[5] else None
@@ -82,20 +82,20 @@ def _(grad_output: Tensor, input: Tensor, weight: Tensor, *others: Any) -> tuple
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:_NUM_TENSORS], output[1])
-    ctx.options = inputs[_NUM_TENSORS + 1 :]
+    ctx.save_for_backward(*inputs[:NUM_TENSORS], output[1])
+    ctx.options = inputs[NUM_TENSORS + 1 :]
 
 
 def _differentiate(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    found: list[Tensor | None] = [None] * (_NUM_TENSORS + 1 + len(ctx.options))
+    found: list[Tensor | None] = [None] * (NUM_TENSORS + 1 + len(ctx.options))
     if grad_output is not None:
-        wanted = list(ctx.needs_input_grad[:_NUM_TENSORS])
+        wanted = list(ctx.needs_input_grad[:NUM_TENSORS])
         saved = ctx.saved_tensors  # once: a checkpoint unpacks them no second time
         gradients = _recomputed_backward(grad_output, *saved, wanted, *ctx.options)
         for i, gradient in zip((0, 1, 2, 5), gradients, strict=True):
             found[i] = gradient if wanted[i] else None
         options = LinearLossOptions(*ctx.options[1:])
-        found[3:5] = gradients_of_constants(options, saved[:_NUM_TENSORS], wanted, grad_output)
+        found[3:5] = gradients_of_constants(options, saved[:NUM_TENSORS], wanted, grad_output)
     return tuple(found)
 
 

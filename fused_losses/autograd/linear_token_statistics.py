@@ -12,10 +12,9 @@ from torch import Tensor
 from .. import _ops
 from ..operators.composite import needed_gradients, pulled_back
 from ..operators.linear_cross_entropy import autocast_is_off, composite_statistics
-from ..operators.registration import below_autograd
+from ..operators.registration import below_autograd, is_batched
 from ..operators.versions import check_versions, remember_versions
 from ..routing import is_compiling, is_watched
-from .backward import is_batched
 from .linear_chunks import LinearChunks
 from .linear_gradients import LinearGradients
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from .. import _ops
 from ..operators.composite import needed_gradients, other_gradients, pulled_back
 from ..operators.nll_loss import composite, constant_of
-from ..operators.registration import below_autograd, call
+from ..operators.registration import below_autograd, call, is_batched
 from ..route_log import EAGER
 from ..routing import may_be_differentiated
 from .after_log_softmax import join_with_log_softmax
-from .backward import dense, is_batched, is_plain
+from .backward import dense, is_plain
 from .eager import eager_apply, loss_without_gradient
 
 

@@ -70,14 +70,13 @@ def _fake_prepared(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor,
 # Derivatives.
 
 
-def _differentiate_loss(
+def differentiate_loss(
     backward: str, composite: Callable[..., Tensor], ctx: Any, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
-    (reduction,) = ctx.options
     tensors = ctx.saved_tensors
-    gradient = call(backward, grad_output, *tensors, reduction)
+    gradient = call(backward, grad_output, *tensors, *ctx.options)
     others = other_gradients(ctx, partial(composite, *ctx.options), tensors, grad_output)
-    return (gradient, *others, None)
+    return (gradient, *others, *[None] * len(ctx.options))
 
 
 def _save_prepared(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -190,7 +189,7 @@ def operators_of(
     backward = f"{loss}_backward"
     batch = partial(_batch_loss, loss)
     return {
-        loss: Operator(fake=fake_loss, derivative=partial(_differentiate_loss, backward, composite), batch=batch),
+        loss: Operator(fake=fake_loss, derivative=partial(differentiate_loss, backward, composite), batch=batch),
         f"{loss}_forward": Operator(fake=fake_loss, batch=batch),
         f"{loss}_with_gradient": Operator(fake=_fake_with_gradient),
         f"{loss}_prepared": Operator(

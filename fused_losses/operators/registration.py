@@ -30,8 +30,10 @@ __all__ = [
     "REDUCTION_NAMES",
     "SUM",
     "Operator",
+    "apply_outside_transforms",
     "below_autograd",
     "call",
+    "is_batched",
     "refusal_of_reduction",
     "register",
 ]
@@ -91,7 +93,7 @@ class Operator:
 
 _place = threading.local()
 _functions: dict[str, type[torch.autograd.Function]] = {}
-_eager: dict[str, Callable[..., Any]] = {}  # what ``apply`` does where there is no transform
+_eager: dict[str, Callable[..., Any]] = {}
 
 
 def register(namespace: str, name: str, operator: Operator) -> None:
@@ -103,7 +105,7 @@ def register(namespace: str, name: str, operator: Operator) -> None:
         torch.library.register_vmap(qualified_name, _among_operators(operator.batch))
     if operator.derivative is not None and operator.batch is not None:
         _functions[name] = function = _function(name, operator)
-        _eager[name] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+        _eager[name] = apply_outside_transforms(function)
 
 
 def _among_operators(batch: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
@@ -153,9 +155,16 @@ def _function(name: str, operator: Operator) -> type[torch.autograd.Function]:
     return type(name, (torch.autograd.Function,), members)
 
 
-def _is_batched(argument: Any) -> bool:
-    """Whether ``is_grads_batched=True`` made it, whose batches a Function would hand on without its node."""
-    return isinstance(argument, Tensor) and is_legacy_batchedtensor(argument)
+def is_batched(argument: Any) -> bool:
+    """Whether ``is_grads_batched=True`` made it: a transform of the old kind, which knows no operator of ours, and of
+    whose batches a Function makes no node."""
+    return isinstance(argument, Tensor) and not is_compiling() and is_legacy_batchedtensor(argument)
+
+
+def apply_outside_transforms(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` without what it does for :mod:`torch.func`, where there is no transform."""
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
 
 
 def call(name: str, *arguments: Any) -> Any:
@@ -163,6 +172,6 @@ def call(name: str, *arguments: Any) -> Any:
     if name in _functions and not (getattr(_place, "is_among_operators", False) or is_compiling()):
         if is_under_transform():
             return _functions[name].apply(*arguments)  # type: ignore[no-untyped-call]
-        if not has_dispatch_modes() and not any(map(_is_batched, arguments)):
+        if not has_dispatch_modes() and not any(map(is_batched, arguments)):
             return _eager[name](*arguments)
     return getattr(_ops, name)(*arguments)

@@ -11,8 +11,7 @@ from torch import Tensor
 from ..torch_losses import torch_function
 from .batching import batch_first, reduce_stack, spread_stack
 from .class_axis import accumulation_dtype
-from .composite import other_gradients
-from .elementwise import differentiate_backward, fake_backward, fake_loss
+from .elementwise import differentiate_backward, differentiate_loss, fake_backward, fake_loss
 from .elementwise import refusal as refusal_of_elementwise
 from .registration import MEAN, NONE, Operator, call
 
@@ -38,13 +37,6 @@ def composite(alpha: float, gamma: float, reduction: int, logits: Tensor, target
     if reduction != NONE:
         losses = losses.mean() if reduction == MEAN else losses.sum()
     return losses.to(target.dtype)
-
-
-def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    gradient = call("sigmoid_focal_loss_backward", grad_output, *tensors, *ctx.options)
-    others = other_gradients(ctx, partial(composite, *ctx.options), tensors, grad_output)
-    return (gradient, *others, None, None, None)
 
 
 def _second_derivative(factor: Tensor, x: Tensor, y: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -88,7 +80,9 @@ def _batch_backward(info: Any, in_dims: tuple[int | None, ...], *arguments: Any)
 
 
 OPERATORS = {
-    "sigmoid_focal_loss": Operator(fake=fake_loss, derivative=_differentiate, batch=_batch),
+    "sigmoid_focal_loss": Operator(
+        fake=fake_loss, derivative=partial(differentiate_loss, "sigmoid_focal_loss_backward", composite), batch=_batch
+    ),
     "sigmoid_focal_loss_backward": Operator(
         fake=fake_backward,
         derivative=partial(differentiate_backward, "sigmoid_focal_loss_backward", composite, _second_derivative),
